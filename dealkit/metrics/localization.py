@@ -1,0 +1,119 @@
+"""Localization: does the map of a concept lie on the part that the concept names?
+
+A map is up-sampled bilinearly to the resolution of its mask. Chance for the pointing game and for the mass is the share
+of the image that the mask covers. Where a mask is empty (the part is hidden) there is nothing to find: NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dealkit.metrics.reduction import check_masks, reduce
+from dealkit.normalize import at_least_float32, is_dead, normalize_maps
+
+
+@torch.no_grad()
+def pointing_game(maps: Tensor, masks: Tensor, reduction: str = "mean") -> Tensor | float:
+    """Does the peak of the map lie inside the mask? 1 for a hit, 0 for a miss.
+
+    A peak of several equal pixels (up-sampling makes plateaus) counts with the share of it that is inside, so that no
+    corner of the image is preferred. A dead map has no peak: a miss.
+
+    Args:
+        maps: `[B, K, h, w]`, floating point.
+        masks: `[B, K, H, W]` bool, mask k of image b belongs to map k of image b.
+        reduction: "mean" or "none" (`[B, K]`).
+
+    Returns:
+        A float in 0..1, or `[B, K]`; NaN where the mask is empty.
+
+    Raises:
+        TypeError, ValueError: masks that are not bool, shapes that do not match, NaN maps, unknown reduction.
+
+    Source: Zhang et al., "Top-down neural attention by excitation backprop", IJCV 2018.
+
+    Example:
+        >>> maps = torch.tensor([[[[0.0, 1.0], [0.0, 0.0]]]])
+        >>> pointing_game(maps, maps > 0)
+        1.0
+    """
+    check_masks(maps, masks)
+    peak = normalize_maps(_upsample(maps, masks)) >= 1 - 1e-6  # equal up to rounding
+    hits = (peak & masks).sum(dim=(-2, -1)) / peak.sum(dim=(-2, -1)).clamp(min=1)
+    return reduce(_undefined_where_empty(hits * ~is_dead(maps), masks), reduction)
+
+
+@torch.no_grad()
+def mass_in_mask(maps: Tensor, masks: Tensor, reduction: str = "mean") -> Tensor | float:
+    """The share of the map's mass that lies inside the mask.
+
+    Args:
+        maps: `[B, K, h, w]`, non-negative, not normalised (min-max would take the smallest value's mass away).
+        masks: `[B, K, H, W]` bool.
+        reduction: "mean" or "none" (`[B, K]`).
+
+    Returns:
+        A float in 0..1, or `[B, K]`; 0 for a map that is all zero, NaN where the mask is empty. A uniform map scores
+        the area of the mask, which is chance.
+
+    Raises:
+        TypeError, ValueError: as `pointing_game`; negative maps.
+
+    Source: "energy-based pointing game", Wang et al., "Score-CAM", CVPR workshops 2020.
+
+    Example:
+        >>> maps = torch.tensor([[[[1.0, 3.0], [0.0, 0.0]]]])
+        >>> mass_in_mask(maps, maps > 2)
+        0.75
+    """
+    check_masks(maps, masks)
+    if (maps < 0).any():
+        raise ValueError("maps hold negative values, which have no mass; pass explain's maps as they are "
+                         "(signed=False), or take relu() first.")
+    # Scaling each map to peak 1 leaves its shares as they are, and keeps tiny maps away from underflow.
+    top = maps.amax(dim=(-2, -1), keepdim=True)
+    mass = _upsample(maps / torch.where(top > 0, top, 1.0), masks)
+    share = (mass * masks).sum(dim=(-2, -1)) / torch.where(top[..., 0, 0] > 0, mass.sum(dim=(-2, -1)), 1.0)
+    return reduce(_undefined_where_empty(share, masks), reduction)
+
+
+@torch.no_grad()
+def iou(maps: Tensor, masks: Tensor, threshold: float = 0.5, reduction: str = "mean") -> Tensor | float:
+    """Intersection over union of the mask and the region where the up-sampled, normalised map exceeds `threshold`.
+
+    Args:
+        maps: `[B, K, h, w]`.
+        masks: `[B, K, H, W]` bool.
+        threshold: share of the map's range, in [0, 1).
+        reduction: "mean" or "none" (`[B, K]`).
+
+    Returns:
+        A float in 0..1, or `[B, K]`; 0 for a dead map, NaN where the mask is empty.
+
+    Raises:
+        TypeError, ValueError: as `pointing_game`; a threshold outside [0, 1).
+
+    Source: the Jaccard index, as used for weakly supervised localization.
+
+    Example:
+        >>> maps = torch.tensor([[[[1.0, 0.9], [0.0, 0.2]]]])
+        >>> iou(maps, maps == 1)    # two pixels claimed, one of them right
+        0.5
+    """
+    check_masks(maps, masks)
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold is {threshold}; expected a share of the map's range, 0 <= threshold < 1.")
+    claimed = normalize_maps(_upsample(maps, masks)) > threshold
+    union = (claimed | masks).sum(dim=(-2, -1))
+    score = (claimed & masks).sum(dim=(-2, -1)) / union.clamp(min=1)
+    return reduce(_undefined_where_empty(score, masks), reduction)
+
+
+def _upsample(maps: Tensor, masks: Tensor) -> Tensor:
+    return F.interpolate(at_least_float32(maps), size=masks.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _undefined_where_empty(values: Tensor, masks: Tensor) -> Tensor:
+    return torch.where(masks.any(dim=-1).any(dim=-1), values, float("nan"))
