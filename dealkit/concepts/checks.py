@@ -1,0 +1,142 @@
+"""The rules of a good concept bank, and one function that lists every place where a bank breaks them."""
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from itertools import combinations
+
+import pandas as pd
+
+from dealkit.concepts.bank import ConceptBank
+
+MAX_WORDS = 5      # a concept is a short phrase; DEAL's own prompt asks for at most five words
+RULES = ("count", "empty", "length", "non-visual", "name leak", "duplicate", "near-duplicate", "shared")
+
+# Words for what nobody can point at in a picture, and praise that only sounds like a description.
+NON_VISUAL = frozenset("""
+    aggressive aromatic beautiful behaviour bitter call characteristic cute delicious diet distinctive eat elegant
+    endangered energetic expensive famous fragrant friendly gentle habitat healthy iconic intelligent live loud loyal
+    melodic migratory native nocturnal noisy nutritious playful popular recognisable savoury scent seasonal smell social
+    song sound spicy tasty traditional typical unique vocal
+""".split())
+# Words by which a name itself describes a look: "red wing patch" gives nothing away about a "Red-winged Blackbird".
+_LOOKS = frozenset("""
+    a an and at by for from in its of on or the to with
+    red orange yellow green blue purple violet pink brown black white grey gold golden silver scarlet crimson rose ruby
+    olive chestnut rufous buff cream dark light pale bright big large great small little long short broad thick thin
+    round flat pointed sharp forked hooked curved spotted striped barred banded streaked crested tufted horned webbed
+    crown cap head face eye ear cheek chin throat neck collar nape beak breast chest belly flank back wing shoulder rump
+    tail leg foot toe claw feather fur hair coat mane paw nose horn fin scale shell spot stripe bar band ring
+""".split())
+_SAME = {"bill": "beak", "gray": "grey", "color": "colour", "behavior": "behaviour", "savory": "savoury",
+         "recognizable": "recognisable", "feet": "foot"}
+_FILLERS = frozenset(("a", "an", "the", "its", "of", "on", "in", "with", "and"))
+
+
+def check_concepts(bank: Mapping[str, list[str]], *, count: int | None = None, max_words: int = MAX_WORDS,
+                   max_share: float = 0.5) -> pd.DataFrame:
+    """List every place where a bank breaks a rule: one row a violation, no rows for a good bank.
+
+    Rules: `count` (as many concepts as expected), `empty` (not blank), `length` (at most `max_words` words),
+    `non-visual` (no word of `NON_VISUAL`), `name leak` (no word of the category's name, unless it names a colour, a
+    shape or a part), `duplicate` and `near-duplicate` (within a category: the same words, or all words of one inside
+    the other; case, order, plurals, fillers and spelling variants do not count), `shared` (not found in more than
+    `max_share` of the categories, where it could not tell them apart).
+
+    Args:
+        bank: a `ConceptBank` or any mapping from category to a list of concepts.
+        count: concepts expected in each category; default: the bank's `provenance["count"]`, else its most frequent
+            number.
+        max_words: longest concept allowed, in words; a hyphenated word counts as one.
+        max_share: largest share of the categories that may hold one concept, in (0, 1]. The default is a half: a
+            question that is true of half of the categories is the most useful one, beyond it it says less and less.
+
+    Returns:
+        DataFrame with the columns category, concept, rule, detail, in the order of the bank. `concept` is "" where the
+        rule is about the whole category.
+
+    Raises:
+        ValueError: an empty bank, or a limit that makes no sense.
+
+    Example:
+        >>> bank = {"wren": ["cocked tail", "loud song"], "crow": ["black wing", "thick beak"]}
+        >>> check_concepts(bank)["rule"].tolist()
+        ['non-visual']
+    """
+    if not isinstance(bank, ConceptBank):
+        bank = ConceptBank("unnamed", bank)      # refuses an empty bank and anything but lists of strings
+    if count is None:
+        most_frequent = Counter(map(len, bank.values())).most_common(1)[0][0]
+        count = bank.provenance.get("count", max(most_frequent, 1))
+    if not isinstance(count, int) or count < 1 or max_words < 1 or not 0 < max_share <= 1:
+        raise ValueError("expected a whole count >= 1, max_words >= 1 and max_share in (0, 1], "
+                         f"got {count!r}, {max_words}, {max_share}")
+    holders = Counter(key for phrases in bank.values() for key in {_words(phrase) for phrase in phrases})
+    rows = []
+    for category, phrases in bank.items():
+        if len(phrases) != count:
+            rows.append((category, "", "count", f"{len(phrases)} concepts, expected {count}"))
+        repeats = _repeats(phrases)
+        for j, phrase in enumerate(phrases):
+            faults = _phrase_faults(category, phrase, max_words) + repeats.get(j, [])
+            n = holders[_words(phrase)]
+            if n > 1 and n / len(bank) > max_share and phrase.strip():
+                faults.append(("shared", f"in {n} of {len(bank)} categories, at most {max_share:.0%} allowed"))
+            rows += [(category, phrase, *fault) for fault in faults]
+    return pd.DataFrame(rows, columns=["category", "concept", "rule", "detail"])
+
+
+def _phrase_faults(category: str, phrase: str, max_words: int) -> list[tuple[str, str]]:
+    """What is wrong with one phrase by itself, as (rule, detail)."""
+    if not phrase.strip():
+        return [("empty", "blank")]
+    faults = []
+    if len(phrase.split()) > max_words:
+        faults.append(("length", f"{len(phrase.split())} words, at most {max_words} allowed"))
+    words = _all_words(phrase)
+    unseen = [word for word in words if word in NON_VISUAL]
+    if unseen:
+        faults.append(("non-visual", f"cannot be pointed at: {', '.join(unseen)}"))
+    name = _all_words(category)
+    leaked = [word for word in words if word in name and _look(word) not in _LOOKS]
+    if not leaked and name and f" {' '.join(name)} " in f" {' '.join(words)} ":
+        leaked = name      # a name made of looks only ("Black Wing") is given away when it stands there in full
+    if leaked:
+        faults.append(("name leak", f"word of the category's name: {', '.join(leaked)}"))
+    return faults
+
+
+def _repeats(phrases: list[str]) -> dict[int, list[tuple[str, str]]]:
+    """Positions of the phrases that repeat an earlier one of the same category -> [(rule, detail)]."""
+    faults = {}
+    for (_, first), (j, second) in combinations(enumerate(phrases), 2):
+        a, b = _words(first), _words(second)
+        if a and a == b:
+            faults[j] = [("duplicate", f"says the same as {first!r}")]
+        elif a and b and (a < b or b < a):
+            faults.setdefault(j, [("near-duplicate", f"overlaps with {first!r}")])
+    return faults
+
+
+def _all_words(phrase: str) -> list[str]:
+    """Lower-case words in the singular and in one spelling; underscores and hyphens separate words."""
+    words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", phrase.casefold().replace("\u2019", "'"))
+    return [_SAME.get(word, word) for word in map(_singular, words)]
+
+
+def _words(phrase: str) -> frozenset[str]:
+    """What a phrase says, for comparison with other phrases."""
+    return frozenset(_all_words(phrase)) - _FILLERS
+
+
+def _singular(word: str) -> str:
+    word = word.removesuffix("'s")
+    if word.endswith(("ches", "shes", "xes", "sses")):
+        return word[:-2]
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
+
+
+def _look(word: str) -> str:
+    """"winged" -> "wing": the form under which `_LOOKS` lists a word."""
+    return word if word in _LOOKS else word.removesuffix("ed")
