@@ -1,0 +1,138 @@
+"""Make data/birdworld/study.csv, the table over seeds that the notebooks read: python data/birdworld/study.py
+
+Every row of the table x 2 pretraining seeds x 2 fine-tuning seeds, evaluated once on the test split. Finished cells are
+kept in build/study/, so a killed run goes on where it was. `--choose` runs the candidates that the preset was chosen from
+on the validation split instead, without masks, and prints the table.
+"""
+from __future__ import annotations
+
+import argparse
+import platform
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import dealkit
+from dealkit import plots
+from dealkit.evaluation import centre_maps, random_maps
+from dealkit.presets import BIRDWORLD as DEAL
+from dealkit.presets import BIRDWORLD_PAPER as PAPER
+from dealkit.study import paired_differences, run_study
+
+HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / "build" / "study"
+CONTROLS = {"random maps": random_maps, "centre maps": centre_maps}
+
+ROWS = {
+    "pretrained": None,
+    "contrastive only": DEAL.contrastive_only,
+    "detached": replace(DEAL, detach_maps=True),
+    "DEAL": DEAL,
+    "DEAL, paper's form": PAPER,
+    "paper's form, released weights": replace(PAPER, lambda_disentangle=.1),
+    "disentangle only": replace(DEAL, gamma_localize=0.),
+    "localize only": replace(DEAL, lambda_disentangle=0.),
+    "no guard": replace(DEAL, guard=0.),
+    "gradient into text": replace(DEAL, stop_text_gradient=False),
+    "lambda x 0.3": replace(DEAL, lambda_disentangle=DEAL.lambda_disentangle * .3),
+    "lambda x 3": replace(DEAL, lambda_disentangle=DEAL.lambda_disentangle * 3),
+    "gamma x 0.3": replace(DEAL, gamma_localize=DEAL.gamma_localize * .3),
+    "gamma x 3": replace(DEAL, gamma_localize=DEAL.gamma_localize * 3),
+    "product overlap": replace(DEAL, overlap="product", lambda_disentangle=PAPER.lambda_disentangle),
+    "sum aggregate": replace(DEAL, aggregate="sum", gamma_localize=PAPER.gamma_localize),
+    "no guard, 10 x lambda, 2 x lr": replace(DEAL, guard=0., lambda_disentangle=DEAL.lambda_disentangle * 10,
+                                             lr=2 * DEAL.lr),
+}
+
+# What the preset was chosen from, on the validation split, without masks: accuracy and concept accuracy within half a
+# point of contrastive-only, no dead maps, an insertion AUC that is not lower (against maps that are distinct but look
+# anywhere), and then the least overlap.
+CANDIDATES = {"contrastive only": DEAL.contrastive_only} | {
+    f"lambda {weight:g}, gamma {gamma:g}": replace(DEAL, lambda_disentangle=weight, gamma_localize=gamma)
+    for weight, gamma in ((1., .02), (3., .02), (3., .06), (6., .02), (6., .06))}
+
+# column of the table -> its name for a reader, and the paper's Table 1 (ViT-B/32, mean of five data sets, CLIP -> DEAL)
+CLAIMS = {
+    "disentanglability": ("disentanglability, the paper's score", ".400 → .435"),
+    "insertion_fidelity": ("insertion fidelity, the paper's localizability", ".593 → .661"),
+    "accuracy": ("accuracy", ".657 → .788"),
+    "concept_accuracy": ("concept accuracy (colour of a part)", ""),
+    "worst_group_accuracy": ("worst-group accuracy", ""),
+    "overlap_cosine": ("overlap of concept maps, cosine (less is better)", ""),
+    "mass_in_mask": ("mass in the true mask", ""),
+    "pointing_game": ("pointing game", ""),
+    "iou": ("IoU with the true mask", ""),
+    "dead_maps": ("dead maps (less is better)", ""),
+}
+
+
+def control_rows(tags=("seed0", "seed1")) -> pd.DataFrame:
+    """Random and centre maps, scored like the others on the models before fine-tuning."""
+    rows = []
+    for name, explainer in CONTROLS.items():
+        for tag in tags:
+            setup = dealkit.preset("birdworld", pretrained=tag)
+            result = dealkit.evaluate(setup.vlm, setup.test, setup.bank, explainer=explainer, progress=True)
+            rows.append({"row": name, "pretrained": tag, "seed": 0, **result.to_dict()})
+    return pd.DataFrame(rows)
+
+
+def readme_table(study: pd.DataFrame) -> str:
+    """The README's table, paper against ours; a test keeps the two in step."""
+    differences = paired_differences(study, "contrastive only", list(CLAIMS)).set_index(["row", "metric"])
+    means = study.groupby("row")[list(CLAIMS)].mean()
+    lines = ["| | paper: CLIP → DEAL | pretrained | contrastive only | DEAL (preset) | DEAL − contrastive only "
+             "[95 %] | paper's form − contrastive only [95 %] |", "|---|---|---|---|---|---|---|"]
+    for metric, (name, paper) in CLAIMS.items():
+        cells = [f"{means.loc[row, metric]:.3f}" for row in ("pretrained", "contrastive only", "DEAL")]
+        for row in ("DEAL", "DEAL, paper's form"):
+            d = differences.loc[(row, metric)]
+            cells.append(f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]")
+        lines.append(f"| {name} | {paper} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def picture(bird: int = 5) -> None:
+    """The README's picture: one test bird (chosen by its number, not by its maps), three models of the first seeds."""
+    setup = dealkit.preset("birdworld")
+    models = {"before": setup.vlm}
+    for name in ("contrastive only", "DEAL"):
+        models[name] = dealkit.preset("birdworld").vlm
+        dealkit.finetune(models[name], setup.train, setup.bank, ROWS[name])
+    batch = setup.test.batch([bird])
+    concepts = [setup.bank[setup.test.categories[y]] for y in batch["label"]]
+    maps = torch.cat([dealkit.explain(vlm, batch["image"], concepts) for vlm in models.values()])
+    repeat = {k: batch[k].repeat_interleave(len(models), 0) for k in ("image", "part_masks")}
+    figure = plots.map_grid(repeat["image"], maps, concepts * len(models), repeat["part_masks"], rows=list(models))
+    figure.savefig(HERE / "before_after.png", dpi=90, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--choose", action="store_true", help="the candidates on the validation split, without masks")
+    parser.add_argument("--picture", action="store_true", help="only the README's picture, before_after.png")
+    parser.add_argument("--processes", type=int, default=None, help="default: one a core")
+    args = parser.parse_args()
+    pd.set_option("display.width", 250)
+    if args.choose:
+        table = run_study(CANDIDATES, cache=CACHE, processes=args.processes, split="validation", masks=False,
+                          insertion_images=48, seeds=(0,))
+        columns = ["accuracy", "concept_accuracy", "overlap_cosine", "dead_maps", "insertion_auc", "deletion_auc"]
+        print(table.groupby("row", sort=False)[columns].mean().round(3).to_string())
+        return
+    if args.picture:
+        picture()
+        return
+    table = pd.concat([control_rows(), run_study(ROWS, cache=CACHE, processes=args.processes)], ignore_index=True)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
+    table["commit"] = commit.stdout.strip() or "unknown"
+    table["versions"] = f"torch {torch.__version__}, Python {platform.python_version()}"
+    table.to_csv(HERE / "study.csv", index=False, float_format="%.6g")
+    print(readme_table(table))
+
+
+if __name__ == "__main__":
+    main()
