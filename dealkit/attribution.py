@@ -1,7 +1,7 @@
 """Captum's attribution methods, with the signature of `dealkit.explain`: second opinions on the same score.
 
-All of them explain the cosine of image and text, and all return maps `[B, K, h, w]` on the tower's grid, so that they can
-be compared with `explain` and scored by the same metrics. None is differentiable.
+All of them explain the cosine of image and text, and all return maps `[B, K, h, w]` on the tower's grid, so that they
+can be compared with `explain` and scored by the same metrics. None is differentiable.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def attribute(vlm: VLM, images: Tensor, texts: Sequence[str] | Sequence[Sequence
 
     What each method can and cannot say:
 
-    - "layer_gradcam" (Selvaraju et al., 2017) weighs the channels of the last feature map. Cheap; as coarse as that map,
-      and blind to what the channels' mean gradient cancels. ResNets only.
+    - "layer_gradcam" (Selvaraju et al., 2017) weighs the channels of the last feature map. Cheap; as coarse as that
+      map, and blind to what cancels in a channel's mean gradient. ResNets only.
     - "input_x_gradient" (Shrikumar et al., 2016) multiplies the explained variable by its gradient; on a CLS-pooled ViT
       that is `explain`'s "relevance". It says what the last block reads, not what earlier blocks mixed into the tokens.
     - "integrated_gradients" (Sundararajan et al., 2017) follows the score along a straight path from the mean colour to
       the image; the pixels' shares, before the ReLU, add up to the difference in score. It sees the whole network, but
       depends on the baseline: a part that has the baseline's colour gets nothing.
-    - "occlusion" (Zeiler and Fergus, 2014) covers one grid cell at a time with the mean colour and measures the drop. No
-      gradients, nothing to saturate; it misses evidence that is present twice, and the patch itself is unnatural.
+    - "occlusion" (Zeiler and Fergus, 2014) covers one grid cell at a time with the mean colour and measures the drop.
+      No gradients, nothing to saturate; it misses evidence that is present twice, and the patch itself is unnatural.
 
     Methods on pixels keep the positive part of the sum over colours, averaged over each grid cell. The mean colour is 0
     after the model's normalisation (black on Birdworld, whose images are not normalised).
@@ -64,8 +64,8 @@ def attribute(vlm: VLM, images: Tensor, texts: Sequence[str] | Sequence[Sequence
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}.")
     if method == "layer_gradcam" and not isinstance(vlm.model.visual, ModifiedResNet):
-        raise ValueError(f"'layer_gradcam' reads a convolutional feature map, which a {vlm.tower.family} does not have. "
-                         "Use explain(vlm, images, texts, method='gradcam'), which reads the last block's tokens.")
+        raise ValueError(f"'layer_gradcam' reads a convolutional feature map; a {vlm.tower.family} has none. Use "
+                         "explain(vlm, images, texts, method='gradcam'), which reads the last block's tokens.")
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size must be at least 1; they are {steps} and {batch_size}.")
     images = vlm.check_images(images)
@@ -91,7 +91,8 @@ def _explainer(vlm: VLM, images: Tensor, method: str, steps: int, batch_size: in
             split = vlm.tower.split(images)
         variable = split.variable.detach().requires_grad_()
         captum = InputXGradient(lambda variable, text: _score(split.head(variable), text))
-        return lambda text: _from_variable(captum.attribute(variable, additional_forward_args=text), split.kind, vlm.grid)
+        return lambda text: _from_variable(
+            captum.attribute(variable, additional_forward_args=text), split.kind, vlm.grid)
 
     def forward(pixels: Tensor, text: Tensor) -> Tensor:
         return _score(vlm.model.encode_image(pixels, normalize=False), text)

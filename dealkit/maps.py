@@ -22,8 +22,8 @@ __all__ = ["explain", "contributions", "to_maps", "choose_method", "embed_texts"
 VARIABLES = {"relevance": "attention", "gradcam": "features"}  # method -> kind of the variable that it explains
 
 
-def explain(vlm: VLM, images: Tensor, texts: Sequence[str] | Sequence[Sequence[str]] | Tensor, method: str | None = None,
-            create_graph: bool = False, signed: bool = False) -> Tensor:
+def explain(vlm: VLM, images: Tensor, texts: Sequence[str] | Sequence[Sequence[str]] | Tensor,
+            method: str | None = None, create_graph: bool = False, signed: bool = False) -> Tensor:
     """Explain the score of each image with each text as a map over the image.
 
     One pass through the trunk serves all texts. The result is not normalised; see `normalize_maps`.
@@ -44,7 +44,7 @@ def explain(vlm: VLM, images: Tensor, texts: Sequence[str] | Sequence[Sequence[s
         TypeError, ValueError: unusable images or texts, an unknown method or one that this tower does not have.
         NotImplementedError: an image tower without a cut.
 
-    Source: DEAL (Li et al., ECCV 2024), section 3; relevance: Chefer, Gur and Wolf, ICCV 2021, eq. 5, last block;
+    Source: DEAL (Li et al., ECCV 2024); relevance: Chefer, Gur and Wolf, ICCV 2021, eq. 5, last block;
     gradcam: Selvaraju et al., ICCV 2017, eqs. 1 and 2.
 
     Example:
@@ -129,7 +129,7 @@ def embed_texts(vlm: VLM, texts: Sequence[str] | Sequence[Sequence[str]] | Tenso
             raise TypeError(f"texts[{number}] is a {type(row).__name__} among lists; expected all str or all lists.")
     counts = sorted({len(row) for row in texts})
     if len(counts) > 1 or counts[0] == 0:
-        raise ValueError(f"the images have {counts} texts each; expected the same number, at least one, for every image.")
+        raise ValueError(f"the images have {counts} texts; expected the same number, at least one, for every image.")
     distinct = list(dict.fromkeys(chain.from_iterable(texts)))
     place = {text: number for number, text in enumerate(distinct)}
     index = torch.tensor([[place[text] for text in row] for row in texts], device=vlm.device)

@@ -170,7 +170,7 @@ def load_model(name: str, pretrained: str | Path | None = "default", device: str
         open_clip.add_model_config(data_path("birdworld", f"{BIRDWORLD}.json"))
     if name != BIRDWORLD and name not in open_clip.list_models():
         near = difflib.get_close_matches(name, [BIRDWORLD, *open_clip.list_models()], n=5, cutoff=0.5)
-        raise ValueError(f"unknown model {name!r}. Close names: {near or 'none'}; open_clip.list_models() has them all.")
+        raise ValueError(f"unknown model {name!r}. Close: {near or 'none'}; open_clip.list_models() has all names.")
     dtype = DTYPES.get(dtype, dtype)
     if dtype not in DTYPES.values():
         raise ValueError(f"unknown dtype {dtype!r}; expected one of {list(DTYPES)}.")

@@ -1,7 +1,7 @@
 """Where a CLS-pooled vision transformer is cut.
 
-The trunk is made of open_clip's own modules, called as they are. The head is written out with an explicit softmax: fused
-attention has no second derivative on a CPU, and training on maps needs one.
+The trunk is made of open_clip's own modules, called as they are. The head is written out with an explicit softmax:
+fused attention has no second derivative on a CPU, and training on maps needs one.
 """
 
 from __future__ import annotations

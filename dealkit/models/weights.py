@@ -64,8 +64,9 @@ def _fetch(name: str, tag: str) -> None:
     wants, has = config.get("quick_gelu", False), open_clip.get_model_config(name).get("quick_gelu", False)
     if wants != has:
         right = f"{name}-quickgelu" if wants else name.removesuffix("-quickgelu")
-        raise ValueError(f"the weights {tag!r} were trained with {'QuickGELU' if wants else 'GELU'}, and {name} computes "
-                         f"{'QuickGELU' if has else 'GELU'}: scores would be wrong without a word. Load {right!r}.")
+        trained, computes = ("QuickGELU" if quick else "GELU" for quick in (wants, has))
+        raise ValueError(f"the weights {tag!r} were trained with {trained}, and {name} computes {computes}: scores would "
+                         f"be wrong without a word. Load {right!r}.")
     pickled = f"the weights {tag!r} of {name} are published as a pickle only, and dealkit loads safetensors. "
     pickled += f"Choose another tag: {', '.join(open_clip.list_pretrained_tags_by_model(name))}."
     if not config.get("hf_hub"):
@@ -73,8 +74,9 @@ def _fetch(name: str, tag: str) -> None:
     try:
         path = open_clip.download_pretrained(config)
     except Exception as error:  # open_clip and the hub raise many kinds; all mean that the file is not here
-        raise ConnectionError(f"the weights {tag!r} of {name} are not on this computer and could not be fetched: {error}. "
-                              "Connect once (they are kept), or work offline with load_model('birdworld-vit').") from error
+        raise ConnectionError(f"the weights {tag!r} of {name} are not on this computer and could not be fetched: "
+                              f"{error}. Connect once (they are kept), or work offline with "
+                              "load_model('birdworld-vit').") from error
     if not str(path).endswith(".safetensors"):
         raise ValueError(pickled)
 

@@ -1,0 +1,121 @@
+"""What a reader looks at: images, maps on images with the true masks outlined, overlap matrices, intervals.
+
+Every function returns a matplotlib figure; `show` puts it on the page with a text for those who cannot see it. All maps
+share one perceptually uniform scale from 0 to 1 (each map is min-max normalised), with a colour bar.
+"""
+from __future__ import annotations
+
+from io import BytesIO
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch.nn.functional as F
+from IPython.display import Image, display
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dealkit import metrics
+from dealkit.maps import normalize_maps
+
+CMAP = "magma"
+OUTLINE = "#35d0ff"            # of the true mask: light blue, which magma does not contain
+
+
+def show(fig: Figure, alt: str, dpi: int = 80) -> None:
+    """Display a figure as PNG with `alt` as its text alternative, and close it."""
+    file = BytesIO()
+    fig.savefig(file, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
+    plt.close(fig)
+    display(Image(data=file.getvalue(), format="png", alt=alt))
+
+
+def image_grid(images: Tensor, titles: list[str] | None = None, columns: int = 8) -> Figure:
+    """Images [B, 3, H, W] in 0..1, in rows of `columns`, with titles."""
+    rows = -(-len(images) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(1.5 * columns, 1.75 * rows), squeeze=False, layout="constrained")
+    for i, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if i < len(images):
+            axis.imshow(_pixels(images[i]))
+            axis.set_title(titles[i] if titles else "", fontsize=9)
+    return fig
+
+
+def map_grid(images: Tensor, maps: Tensor, concepts: list[list[str]] | list[str], masks: Tensor | None = None,
+             rows: list[str] | None = None) -> Figure:
+    """One row an image: the image, then one panel a concept with its map, the true mask outlined.
+
+    Args:
+        images: [B, 3, H, W] in 0..1; repeat an image to compare models in rows. maps: [B, K, h, w], any scale >= 0.
+        concepts: K names for all rows, or B lists of K. masks: [B, K, H, W] bool. rows: B labels.
+    """
+    b, k = maps.shape[:2]
+    concepts = concepts if isinstance(concepts[0], (list, tuple)) else [concepts] * b
+    fine = F.interpolate(normalize_maps(maps.detach().float().cpu()), size=images.shape[-2:], mode="bilinear")
+    fig, axes = plt.subplots(b, k + 1, figsize=(1.6 * (k + 1) + .6, 1.75 * b), squeeze=False, layout="constrained")
+    for i in range(b):
+        axes[i, 0].imshow(_pixels(images[i]))
+        axes[i, 0].set_ylabel(rows[i] if rows else "", fontsize=9)
+        grey = images[i].mean(0).cpu().numpy()
+        for j in range(k):
+            axis = axes[i, j + 1]
+            axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
+            picture = axis.imshow(fine[i, j].numpy(), cmap=CMAP, vmin=0, vmax=1, alpha=.75)
+            if masks is not None and masks[i, j].any():
+                axis.contour(masks[i, j].cpu().numpy(), levels=[.5], colors=OUTLINE, linewidths=1.2)
+            if i == 0 or concepts[i] != concepts[0]:
+                axis.set_title(concepts[i][j], fontsize=9)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    bar = fig.colorbar(picture, ax=axes[:, -1], fraction=.06, pad=.02)
+    bar.set_label("relevance (each map 0 to 1)", fontsize=8)
+    return fig
+
+
+def overlap_matrix(maps: Tensor, names: list[str], title: str = "") -> Figure:
+    """Mean cosine between the maps of every two concepts, maps [B, K, h, w]: 1 on the diagonal, 0 is no overlap."""
+    k = maps.shape[1]
+    table = np.ones((k, k))
+    for i in range(k):
+        for j in range(i):
+            table[i, j] = table[j, i] = metrics.overlap(maps[:, [i, j]], "cosine")
+    fig, axis = plt.subplots(figsize=(.75 * k + 1.6, .65 * k + 1), layout="constrained")
+    sns.heatmap(pd.DataFrame(table, names, names), vmin=0, vmax=1, cmap="viridis", annot=True, fmt=".2f", ax=axis,
+                cbar_kws={"label": "cosine of the maps"})
+    axis.set_title(title, fontsize=10)
+    return fig
+
+
+def histories(tables: dict[str, pd.DataFrame], terms: tuple[str, ...] = ("contrastive", "disentangle", "localize")) -> Figure:
+    """The terms of the loss over the steps (running mean of 5), one line a run."""
+    fig, axes = plt.subplots(1, len(terms), figsize=(3.2 * len(terms), 2.6), squeeze=False, layout="constrained")
+    for axis, term in zip(axes[0], terms):
+        for (name, table), style in zip(tables.items(), ("-", "--", ":", "-.") * 3):
+            axis.plot(table["step"], table[term].rolling(5, min_periods=1).mean(), style, label=name)
+        axis.set(title=term, xlabel="step")
+    axes[0, 0].legend(fontsize=8)
+    return fig
+
+
+def intervals(differences: pd.DataFrame, metrics_shown: list[str], titles: list[str] | None = None) -> Figure:
+    """Paired differences to a baseline (see `study.paired_differences`): mean and interval, one panel a metric."""
+    rows = list(dict.fromkeys(differences["row"]))
+    fig, axes = plt.subplots(1, len(metrics_shown), figsize=(2.3 * len(metrics_shown) + 1.5, .32 * len(rows) + 1.1),
+                             sharey=True, squeeze=False, layout="constrained")
+    for axis, metric, title in zip(axes[0], metrics_shown, titles or metrics_shown):
+        part = differences[differences["metric"] == metric].set_index("row").loc[rows]
+        y = np.arange(len(rows))
+        axis.axvline(0, color="grey", linewidth=1)
+        axis.hlines(y, part["low"], part["high"], color=sns.color_palette("colorblind")[0], linewidth=2)
+        axis.plot(part["mean"], y, "o", color=sns.color_palette("colorblind")[0], markersize=5)
+        axis.set_title(title, fontsize=9)
+        axis.tick_params(labelsize=8)
+    axes[0, 0].set_yticks(range(len(rows)), rows)
+    axes[0, 0].invert_yaxis()
+    return fig
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return image.detach().float().cpu().clamp(0, 1).permute(1, 2, 0).numpy()

@@ -1,0 +1,122 @@
+"""Many configurations x pretraining seeds x fine-tuning seeds -> one tidy table, cached cell by cell."""
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from tqdm.auto import tqdm
+
+from dealkit.evaluation import evaluate
+from dealkit.presets import preset
+from dealkit.training import DealConfig, finetune
+from dealkit.training.checkpoint import write_text
+
+Rows = dict[str, DealConfig | None]          # name of a row of the table -> its config; None is no fine-tuning
+
+
+def run_cell(row: str, config: DealConfig | None, pretrained: str, seed: int, preset_name: str = "birdworld",
+             split: str = "test", progress: bool = False, **options) -> dict:
+    """Fine-tune one fresh model and evaluate it.
+
+    Args:
+        row: its name in the table. config: None evaluates the model as it is. pretrained, preset_name: see `preset`.
+        seed: fine-tuning seed. split: "test", or "validation" when choosing settings.
+        options: passed on to `evaluate`.
+
+    Returns:
+        row, pretrained, seed, and the columns of `evaluate`.
+    """
+    setup = preset(preset_name, pretrained=pretrained)
+    if config is not None:
+        finetune(setup.vlm, setup.train, setup.bank, replace(config, seed=seed), progress=progress)
+    result = evaluate(setup.vlm, getattr(setup, split), setup.bank, progress=progress, **options)
+    return {"row": row, "pretrained": pretrained, "seed": seed, **result.to_dict()}
+
+
+def run_study(rows: Rows, pretrained: tuple[str, ...] = ("seed0", "seed1"), seeds: tuple[int, ...] = (0, 1),
+              cache: str | Path | None = None, processes: int | None = None, run: Callable[..., dict] = run_cell,
+              **options) -> pd.DataFrame:
+    """Every row on every pretraining seed with every fine-tuning seed. Killed half-way, it goes on where it was.
+
+    Args:
+        rows: name -> DealConfig (None: the model as it is, evaluated once a pretraining seed).
+        pretrained, seeds: what the rows are crossed with.
+        cache: folder with one JSON file a finished cell; None keeps nothing. A cell is found again only with the same
+            config and options.
+        processes: worker processes of one thread each; None is one a core.
+        run: does one cell; a function of a module, for another process imports it. One cache folder serves one `run`.
+        options: passed on to `run`.
+
+    Returns:
+        One row a cell, in the order asked for.
+    """
+    cells = [(row, config, tag, seed) for row, config in rows.items() for tag in pretrained
+             for seed in (seeds if config is not None else seeds[:1])]
+    files = [_cell_file(cache, cell, options) for cell in cells]
+    results = {i: json.loads(f.read_text()) for i, f in enumerate(files) if f is not None and f.exists()}
+    todo = [i for i in range(len(cells)) if i not in results]
+    # spawn, not fork: a forked process inherits the thread pools of torch in an unusable state
+    with ProcessPoolExecutor(processes or os.cpu_count(), multiprocessing.get_context("spawn"),
+                             initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = {pool.submit(run, *cells[i], **options): i for i in todo}
+        try:
+            for future in tqdm(as_completed(futures), total=len(cells), initial=len(results), desc="study"):
+                i = futures[future]
+                results[i] = future.result()
+                if files[i] is not None:
+                    write_text(files[i], json.dumps(results[i]))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)   # after an error or Ctrl-C, do not run the rest for nothing
+    return pd.DataFrame([results[i] for i in range(len(cells))])
+
+
+def paired_differences(table: pd.DataFrame, baseline: str, metrics: list[str], level: float = 0.95) -> pd.DataFrame:
+    """How each row differs from the baseline row with the same pretraining and fine-tuning seed.
+
+    Args:
+        table: from `run_study`. baseline: name of a row that has every (pretrained, seed). metrics: columns.
+        level: of the interval (Student's t over the pairs).
+
+    Returns:
+        One line a row and metric: row, metric, mean, low, high, pairs. Rows evaluated once a pretraining seed (no
+        fine-tuning) are paired with every fine-tuning seed. A cell that is missing or NaN makes no pair.
+
+    Raises:
+        ValueError: the table has no such baseline.
+    """
+    if baseline not in set(table["row"]):
+        raise ValueError(f"no row {baseline!r} to compare with; the table has {', '.join(table['row'].unique())}")
+    base = table[table["row"] == baseline].set_index(["pretrained", "seed"])[metrics]
+    lines = []
+    for row, group in table[table["row"] != baseline].groupby("row", sort=False):
+        values = group.set_index(["pretrained", "seed"])[metrics].reindex(base.index)
+        if not group["pretrained"].duplicated().any():        # evaluated once a pretraining seed: the same for all seeds
+            values = values.groupby("pretrained").transform(lambda c: c.fillna(c.mean()))
+        difference = values - base
+        for metric in metrics:
+            d = difference[metric].dropna().to_numpy()
+            mean = d.mean() if len(d) else np.nan
+            half = stats.t.ppf((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.nan
+            lines.append({"row": row, "metric": metric, "mean": mean, "low": mean - half, "high": mean + half,
+                          "pairs": len(d)})
+    return pd.DataFrame(lines)
+
+
+def _cell_file(cache, cell, options) -> Path | None:
+    if cache is None:
+        return None
+    row, config, tag, seed = cell
+    text = json.dumps([asdict(config) if config else None, tag, seed, options], sort_keys=True)
+    folder = Path(cache)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{hashlib.sha256((row + text).encode()).hexdigest()[:16]}.json"

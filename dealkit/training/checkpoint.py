@@ -1,0 +1,98 @@
+"""A run on disk: one safetensors file that is written beside its place and renamed, so it is whole or the old one."""
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from dealkit.training.config import DealConfig
+
+NAME = "checkpoint.safetensors"
+
+
+def prepare_folder(out_dir: str | Path, resume: bool) -> Path:
+    """Make the folder of a run, or say why it cannot be used.
+
+    Raises:
+        PermissionError: the folder cannot be made or written.
+        FileExistsError: it holds a run already and `resume` is False.
+    """
+    folder = Path(out_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PermissionError(f"out_dir {str(out_dir)!r} is not writable ({error}); choose another folder") from error
+    if (folder / NAME).exists() and not resume:
+        raise FileExistsError(f"{folder / NAME} exists; pass resume=True to go on with that run, or another out_dir")
+    return folder
+
+
+def save_checkpoint(folder: Path, step: int, model, optimizer, history: list[list[float]], config: DealConfig) -> None:
+    """Weights, Adam's moments and the history of the first `step` steps; OSError where they cannot be written."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    tensors["history"] = torch.tensor(history, dtype=torch.float64)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    temporary = folder / f".{NAME}.{os.getpid()}.tmp"
+    try:
+        save_file(tensors, temporary, metadata={"step": str(step), "config": json.dumps(asdict(config))})
+        os.replace(temporary, folder / NAME)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"cannot write the checkpoint of step {step} to {str(folder)!r}: {error}. Check that the folder is "
+                      "there and has space; then go on with resume=True") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file in one step: a reader sees the old one or the new one, never a half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(folder: Path, model, optimizer, config: DealConfig) -> tuple[int, list[list[float]]]:
+    """Put a saved run back into `model` and `optimizer` -> (steps done, history); (0, []) where nothing was saved yet.
+
+    Raises:
+        ValueError: the run was made with another config, or for a model of another architecture; a damaged file.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return 0, []
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
+            step, before = int(file.metadata()["step"]), json.loads(file.metadata()["config"])
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged or not a checkpoint of finetune ({error!r}); choose another out_dir") from error
+    now = json.loads(json.dumps(asdict(config)))
+    differ = [f"{k}: {before.get(k)!r} then, {now.get(k)!r} now" for k in now if before.get(k) != now.get(k)]
+    if differ:
+        raise ValueError(f"the run in {str(folder)!r} has another config ({'; '.join(differ)}); resume it with the config "
+                         "it was started with, or choose another out_dir")
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    if shapes != {k: tuple(v.shape) for k, v in weights.items()}:
+        raise ValueError(f"the run in {str(folder)!r} trains a model of another architecture; load that one, "
+                         "or choose another out_dir")
+    model.load_state_dict(weights)
+    state = optimizer.state_dict()
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, i, key = name.split(".")
+            state["state"].setdefault(int(i), {})[key] = value
+    optimizer.load_state_dict(state)
+    return step, tensors["history"].tolist()
