@@ -11,7 +11,8 @@ tutorial: $(READY)  ## run all notebooks, in order, into build/ (the default)
 	$(PY) notebooks/run.py
 
 test: $(READY)  ## unit tests, then every notebook, its marked outputs compared with the committed ones
-	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 tests notebooks
+	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=300 \
+	  tests notebooks
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb

@@ -68,15 +68,13 @@ def run_study(rows: Rows, pretrained: tuple[str, ...] = ("seed0", "seed1"), seed
     # spawn, not fork: a forked process inherits the thread pools of torch in an unusable state
     with ProcessPoolExecutor(processes or os.cpu_count(), multiprocessing.get_context("spawn"),
                              initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = {pool.submit(run, *cells[i], **options): i for i in todo}
+        futures = {pool.submit(_run_and_keep, run, files[i], cells[i], options): i for i in todo}
         try:
             for future in tqdm(as_completed(futures), total=len(cells), initial=len(results), desc="study"):
-                i = futures[future]
-                results[i] = future.result()
-                if files[i] is not None:
-                    write_text(files[i], json.dumps(results[i]))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)   # after an error or Ctrl-C, do not run the rest for nothing
+                results[futures[future]] = future.result()
+        except BaseException:                                # an error or Ctrl-C: do not start what still waits
+            pool.shutdown(cancel_futures=True)
+            raise
     return pd.DataFrame([results[i] for i in range(len(cells))])
 
 
@@ -110,6 +108,14 @@ def paired_differences(table: pd.DataFrame, baseline: str, metrics: list[str], l
             lines.append({"row": row, "metric": metric, "mean": mean, "low": mean - half, "high": mean + half,
                           "pairs": len(d)})
     return pd.DataFrame(lines)
+
+
+def _run_and_keep(run, file: Path | None, cell, options) -> dict:
+    """In a worker, so that a finished cell is kept whatever happens to the others."""
+    result = run(*cell, **options)
+    if file is not None:
+        write_text(file, json.dumps(result))
+    return result
 
 
 def _cell_file(cache, cell, options) -> Path | None:

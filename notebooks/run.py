@@ -96,7 +96,8 @@ def run(path: Path, parameters: dict, cwd: Path) -> dict:
         try:
             papermill.execute_notebook(
                 str(path), str(BUILD / path.name), parameters, kernel_name="python3", cwd=str(cwd),
-                progress_bar={"desc": path.stem}, extra_arguments=["--log-level=ERROR"],
+                progress_bar={"desc": path.stem}, start_timeout=300,
+                extra_arguments=["--log-level=ERROR"],
             )
         except papermill.PapermillExecutionError as error:
             row["status"] = "FAILED"

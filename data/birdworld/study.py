@@ -35,6 +35,7 @@ ROWS = {
     "paper's form, released weights": replace(PAPER, lambda_disentangle=.1),
     "disentangle only": replace(DEAL, gamma_localize=0.),
     "localize only": replace(DEAL, lambda_disentangle=0.),
+    "localize only, sum": replace(DEAL, lambda_disentangle=0., aggregate="sum", gamma_localize=PAPER.gamma_localize),
     "no guard": replace(DEAL, guard=0.),
     "gradient into text": replace(DEAL, stop_text_gradient=False),
     "lambda x 0.3": replace(DEAL, lambda_disentangle=DEAL.lambda_disentangle * .3),
