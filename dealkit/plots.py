@@ -58,11 +58,11 @@ def map_grid(images: Tensor, maps: Tensor, concepts: list[list[str]] | list[str]
     for i in range(b):
         axes[i, 0].imshow(_pixels(images[i]))
         axes[i, 0].set_ylabel(rows[i] if rows else "", fontsize=9)
-        grey = images[i].mean(0).cpu().numpy()
+        grey = .35 + .65 * images[i].mean(0).cpu().numpy()      # lightened, so that it shows through
         for j in range(k):
             axis = axes[i, j + 1]
             axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
-            picture = axis.imshow(fine[i, j].numpy(), cmap=CMAP, vmin=0, vmax=1, alpha=.75)
+            picture = axis.imshow(fine[i, j].numpy(), cmap=CMAP, vmin=0, vmax=1, alpha=.6)
             if masks is not None and masks[i, j].any():
                 axis.contour(masks[i, j].cpu().numpy(), levels=[.5], colors=OUTLINE, linewidths=1.2)
             if i == 0 or concepts[i] != concepts[0]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -65,7 +64,7 @@ def texts(output) -> list[str]:
 
 
 def syntax(cell) -> ast.Module:
-    return ast.parse(TransformerManager().transform_cell(cell.source))
+    return ast.parse(re.sub(r"^(\s*)[%!].*", r"\1pass", cell.source, flags=re.MULTILINE))  # without magics
 
 
 def where(cell) -> str:

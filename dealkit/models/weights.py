@@ -65,8 +65,8 @@ def _fetch(name: str, tag: str) -> None:
     if wants != has:
         right = f"{name}-quickgelu" if wants else name.removesuffix("-quickgelu")
         trained, computes = ("QuickGELU" if quick else "GELU" for quick in (wants, has))
-        raise ValueError(f"the weights {tag!r} were trained with {trained}, and {name} computes {computes}: scores would "
-                         f"be wrong without a word. Load {right!r}.")
+        raise ValueError(f"the weights {tag!r} were trained with {trained}, and {name} computes {computes}: scores "
+                         f"would be wrong without a word. Load {right!r}.")
     pickled = f"the weights {tag!r} of {name} are published as a pickle only, and dealkit loads safetensors. "
     pickled += f"Choose another tag: {', '.join(open_clip.list_pretrained_tags_by_model(name))}."
     if not config.get("hf_hub"):

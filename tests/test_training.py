@@ -1,0 +1,390 @@
+"""Fine-tuning: the terms and their gradients, the loop against one written by hand, and what it says when it stops."""
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_birds import BANK, Recorder, bank_without, bird_resnet, bird_vlm, same, weights
+
+from dealkit import ConceptBank, DealConfig, explain, finetune
+from dealkit.datasets import Birdworld
+from dealkit.datasets.birdworld import COLOURS, PARTS
+from dealkit.losses import contrastive_loss, disentangle_loss, guard_loss, localize_loss
+from dealkit.training import DealObjective, draw_captions
+
+DEAL = DealConfig(lambda_disentangle=1., gamma_localize=.1, overlap="cosine", aggregate="max", guard=1., lr=1e-3,
+                  batch_size=8)
+REGULARISERS = ("disentangle", "localize", "guard")
+
+
+def run(config=DEAL, vlm=None, n=24, **options):
+    """Fine-tune a fresh tiny model on a few birds -> (model, history)."""
+    vlm = vlm or bird_vlm()
+    return vlm, finetune(vlm, options.pop("data", None) or Birdworld(n=n), options.pop("bank", BANK), config,
+                         progress=False, **options)
+
+
+def one_batch(vlm, config=DEAL, n=6, size=80):
+    """Objective, images, categories, captions and truth, as the loop passes them on."""
+    batch = Birdworld(n=n, size=size).batch(range(n))
+    categories = [Birdworld.categories[y] for y in batch["label"]]
+    captions, true = draw_captions(categories, BANK, config, np.random.default_rng(0))
+    return DealObjective(vlm, BANK, config), (batch["image"], categories, captions, true)
+
+
+# ---------------------------------------------------------------------------------------------------------- the config
+
+
+@pytest.mark.parametrize("bad, word", [
+    *(({name: value}, name) for name in ("lambda_disentangle", "gamma_localize", "guard", "weight_decay")
+      for value in (-1e-9, float("nan"), float("inf"))),
+    *(({"lr": value}, "lr") for value in (0., -1e-4, float("nan"), float("inf"))),
+    ({"overlap": "dice"}, "product"), ({"aggregate": "mean"}, "sum"), ({"batch_size": 1}, "batch_size"),
+    ({"batch_size": 2.5}, "batch_size"), ({"epochs": 0}, "epochs"), ({"epochs": 1.5}, "epochs"), ({"seed": -1}, "seed"),
+    ({"guard_share": 1.1}, "guard_share"), ({"guard_share": float("nan")}, "guard_share"),
+    ({"concept_captions": -.1}, "concept_captions"), ({"category_prompt": "a bird"}, "category_prompt"),
+])
+def test_a_config_names_what_is_wrong_with_it(bad, word):
+    with pytest.raises(ValueError, match=word):
+        DealConfig(**bad)
+
+
+def test_the_defaults_are_the_papers_and_zero_weights_are_legal():
+    config = DealConfig()
+    assert (config.lambda_disentangle, config.gamma_localize, config.lr) == (.1, .01, 5e-7)
+    assert (config.overlap, config.aggregate, config.guard, config.betas) == ("product", "sum", 0., (.9, .98))
+    control = DEAL.contrastive_only
+    assert (control.lambda_disentangle, control.gamma_localize, control.guard) == (0., 0., 0.)
+    changed = {name for name, value in asdict(control).items() if value != asdict(DEAL)[name]}
+    assert changed == {"lambda_disentangle", "gamma_localize", "guard"}
+
+
+def test_an_unknown_method_is_an_error():
+    with pytest.raises(ValueError, match="relevance"):
+        run(replace(DEAL, method="gradcamera"))
+
+
+# ----------------------------------------------------------------------------------------------------------- the terms
+
+
+@pytest.mark.parametrize("method, overlap, aggregate", [("relevance", "cosine", "max"), ("relevance", "product", "sum"),
+                                                        ("gradcam", "product", "max")])
+def test_every_term_is_what_the_public_functions_say(method, overlap, aggregate):
+    """The maps are those of each image's own concepts, explained one image at a time."""
+    vlm = bird_vlm()
+    config = replace(DEAL, method=method, overlap=overlap, aggregate=aggregate, guard_share=.9)
+    objective, (images, categories, captions, true) = one_batch(vlm, config)
+    terms = objective(images, categories, captions, true)
+    assert set(terms) == {"contrastive", *REGULARISERS, "total", "dead_maps"}
+    texts = [[*BANK[category], f"a photo of a {category}"] for category in categories]
+    maps = torch.cat([explain(vlm, image[None], row, method) for image, row in zip(images, texts)])
+    expected = {
+        "contrastive": contrastive_loss(vlm.encode_image(images), vlm.encode_text(captions), vlm.logit_scale, true),
+        "disentangle": disentangle_loss(maps[:, :5], overlap),
+        "localize": localize_loss(maps[:, :5], maps[:, 5], aggregate),
+        "dead_maps": (maps.amax(dim=(2, 3)) == 0).float().mean(),
+    }
+    for name, value in expected.items():
+        assert torch.allclose(terms[name], value, rtol=1e-4, atol=1e-6), name
+    total = terms["contrastive"] + sum(weight * terms[name] for name, weight in zip(
+        REGULARISERS, (config.lambda_disentangle, config.gamma_localize, config.guard)))
+    assert torch.allclose(terms["total"], total, rtol=1e-6)
+    if method == "gradcam":                                              # one head: signed maps are all that the guard sees
+        signed = torch.cat([explain(vlm, i[None], row, method, signed=True) for i, row in zip(images, texts)])
+        assert torch.allclose(terms["guard"], guard_loss(signed, .9), rtol=1e-4)
+
+
+def vision_parameters(vlm):
+    """Weights of the first block, and weights of the last one that its maps depend on."""
+    visual = vlm.model.visual
+    if hasattr(visual, "layer1"):
+        return list(visual.layer1[0].parameters()), list(visual.layer4[-1].parameters())
+    return [list(visual.transformer.resblocks[i].parameters()) for i in (0, -1)]
+
+
+def moved(term, parameters) -> float:
+    gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    return sum(float(g.abs().sum()) for g in gradients if g is not None)
+
+
+@pytest.mark.parametrize("term", REGULARISERS)
+@pytest.mark.parametrize("overlap, aggregate", [("product", "sum"), ("cosine", "max")])
+@pytest.mark.parametrize("tower", ["vit", "vit gradcam", "resnet"])
+def test_every_term_alone_trains_the_first_and_the_last_block(term, overlap, aggregate, tower):
+    vlm = bird_resnet() if tower == "resnet" else bird_vlm()
+    config = replace(DEAL, overlap=overlap, aggregate=aggregate, guard_share=1.,
+                     method="gradcam" if "gradcam" in tower else None)
+    objective, batch = one_batch(vlm, config, size=vlm.image_size[0])
+    terms = objective(*batch)
+    for block in vision_parameters(vlm):
+        assert moved(terms[term], block) > 1e-7
+    text = list(vlm.model.transformer.parameters())
+    assert moved(terms[term], text) > 1e-7                               # free to move the text tower, unless told not to
+    terms = DealObjective(vlm, BANK, replace(config, stop_text_gradient=True))(*batch)
+    assert moved(terms[term], [*text, *vlm.model.token_embedding.parameters(), vlm.model.text_projection]) == 0
+    assert moved(terms[term], vision_parameters(vlm)[0]) > 1e-7 and moved(terms["contrastive"], text) > 1e-7
+
+
+@pytest.mark.parametrize("config", [replace(DEAL, detach_maps=True), DEAL.contrastive_only])
+def test_maps_without_a_gradient_are_still_reported(config):
+    vlm = bird_vlm()
+    objective, batch = one_batch(vlm, config)
+    terms, reference = objective(*batch), DealObjective(vlm, BANK, DEAL)(*batch)
+    for name in REGULARISERS:
+        assert not terms[name].requires_grad
+        assert torch.allclose(terms[name], reference[name], rtol=1e-5)
+
+
+def test_detached_maps_train_exactly_like_contrastive_only_and_deal_does_not():
+    """The released code's regularisers carry no gradient: bit for bit, they do nothing."""
+    control, table = run(DEAL.contrastive_only, n=32)
+    detached, _ = run(replace(DEAL, detach_maps=True), n=32)
+    deal, other = run(DEAL, n=32)
+    assert len(table) == 4
+    assert same(weights(control), weights(detached))
+    assert not same(weights(control), weights(deal))
+    # the first step starts from the same weights, sees the same images and captions: the runs are paired
+    assert table.contrastive[0] == other.contrastive[0] and table.contrastive[3] != other.contrastive[3]
+
+
+def test_deal_lowers_the_overlap_that_contrastive_only_leaves():
+    config = replace(DEAL, guard=0., gamma_localize=0., epochs=5)
+    _, deal = run(config, n=16)
+    _, control = run(config.contrastive_only, n=16)
+    assert deal.disentangle.iloc[-2:].mean() < .9 * control.disentangle.iloc[-2:].mean()
+
+
+def test_a_step_costs_one_pass_through_each_trunk():
+    vlm = bird_vlm()
+    passes = {"image": 0, "text": 0}
+
+    def count(name):
+        def hook(*_):
+            passes[name] += 1
+        return hook
+
+    hooks = [vlm.model.visual.conv1.register_forward_hook(count("image")),
+             vlm.model.visual.transformer.resblocks[0].register_forward_hook(count("image")),
+             vlm.model.transformer.register_forward_hook(count("text"))]
+    run(vlm=vlm, n=24)
+    for hook in hooks:
+        hook.remove()
+    assert passes == {"image": 2 * 3, "text": 3}
+
+
+# ------------------------------------------------------------------------------------------------------------ the loop
+
+
+def test_the_history_is_tidy():
+    _, table = run(replace(DEAL, epochs=2), n=20)                        # 8 + 8 + 4 images an epoch
+    assert list(table.columns) == ["step", "epoch", "contrastive", *REGULARISERS, "total", "dead_maps"]
+    assert table.step.tolist() == list(range(6)) and table.epoch.tolist() == [0, 0, 0, 1, 1, 1]
+    weighted = sum(w * table[name] for name, w in zip(
+        REGULARISERS, (DEAL.lambda_disentangle, DEAL.gamma_localize, DEAL.guard)))
+    assert np.allclose(table.total, table.contrastive + weighted, rtol=1e-5)
+
+
+def test_every_epoch_shows_every_image_once_in_another_order():
+    data = Recorder(Birdworld(n=20))
+    run(replace(DEAL, epochs=3), data=data)
+    epochs = [sum(data.fetched[i:i + 3], []) for i in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != sorted(epochs[0])
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others():
+    one, table = run()
+    other = bird_vlm()
+    torch.manual_seed(123)                                               # the caller's random state plays no part
+    _, again = run(vlm=other)
+    third, changed = run(replace(DEAL, seed=1))
+    assert table.equals(again) and same(weights(one), weights(other))
+    assert not table.equals(changed) and not same(weights(one), weights(third))
+
+
+def test_the_gradient_is_the_same_on_every_run_with_several_threads():
+    """Where rows of text embeddings are shared by many images, their gradients must be added up in a fixed order."""
+    vlm, threads = bird_vlm(), torch.get_num_threads()
+    objective, batch = one_batch(vlm, DEAL.contrastive_only, n=256)
+    torch.set_num_threads(4)
+    try:
+        seen = set()
+        for _ in range(4):
+            vlm.model.zero_grad()
+            objective(*batch)["contrastive"].backward()
+            seen.add(vlm.model.token_embedding.weight.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(seen) == 1
+
+
+def test_contrastive_only_equals_a_loop_written_by_hand():
+    """Oracle: stock open_clip encoders with full padding, InfoNCE spelled out, torch's Adam; in float64."""
+    config = replace(DEAL.contrastive_only, concept_captions=0., epochs=2, weight_decay=.01)
+    data = Recorder(Birdworld(n=20))
+    vlm, table = run(config, vlm=bird_vlm(dtype=torch.float64), data=data)
+
+    mine = bird_vlm(dtype=torch.float64)
+    model, birds, losses = mine.model, Birdworld(n=20), []
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, betas=(.9, .98), eps=1e-6, weight_decay=.01)
+    for indices in data.fetched:
+        batch = birds.batch(indices)
+        texts = [f"a photo of a {Birdworld.categories[y]}" for y in batch["label"]]
+        image_emb = F.normalize(model.encode_image(batch["image"].double()), dim=-1)
+        text_emb = F.normalize(model.encode_text(mine.tokenizer(texts)), dim=-1)
+        logits = model.logit_scale.exp() * image_emb @ text_emb.T
+        loss = 0.
+        for i, own in enumerate(batch["label"]):
+            rivals = [j for j, other in enumerate(batch["label"]) if j == i or other != own]
+            loss = loss - logits[i, i] + torch.logsumexp(logits[i, rivals], 0) / 2 + torch.logsumexp(logits[rivals, i], 0) / 2
+        loss = loss / len(indices)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.allclose(table.contrastive, losses, rtol=1e-9)
+    for (name, theirs), ours in zip(model.state_dict().items(), vlm.model.state_dict().values()):
+        assert torch.allclose(theirs, ours, rtol=1e-6, atol=1e-8), name
+
+
+def test_the_temperature_stays_within_clips_bound():
+    vlm = bird_vlm()
+    with torch.no_grad():
+        vlm.model.logit_scale.fill_(math.log(99.9))
+    run(replace(DEAL.contrastive_only, lr=.1), vlm=vlm)
+    assert vlm.model.logit_scale <= math.log(100) + 1e-6
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_frozen_text_tower_stays_as_it_is_and_flags_come_back(fails):
+    vlm = bird_vlm()
+    vlm.model.visual.conv1.weight.requires_grad_(False)                  # frozen by the user, who wants it to stay so
+    before = weights(vlm)
+    flags = {name: p.requires_grad for name, p in vlm.model.named_parameters()}
+    config = replace(DEAL, freeze_text=True)
+    if fails:
+        with pytest.raises(RuntimeError, match="power"):
+            run(config, vlm=vlm, data=Recorder(Birdworld(n=24), fails_at=2))
+    else:
+        run(config, vlm=vlm)
+    after = weights(vlm)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith(("visual.", "logit_scale")) for name in changed)
+    assert "visual.conv1.weight" not in changed and "visual.transformer.resblocks.0.ln_1.weight" in changed
+    assert flags == {name: p.requires_grad for name, p in vlm.model.named_parameters()}
+    assert all(p.grad is None for p in vlm.model.parameters())
+
+
+# -------------------------------------------------------------------------------------------------------- the captions
+
+
+@pytest.mark.parametrize("share", [0., .6, 1.])
+def test_captions_are_true_where_the_matrix_says_so_and_nowhere_else(share):
+    """Oracle: read the captions word by word and look at the birds."""
+    birds = Birdworld(n=64)
+    categories = [birds.categories[y] for y in birds.labels]
+    captions, true = draw_captions(categories, BANK, replace(DEAL, concept_captions=share), np.random.default_rng(3))
+    assert true.shape == (64, 64) and true.dtype == torch.bool
+    kinds = set()
+    for j, caption in enumerate(captions):
+        words = caption.replace(",", "").split()
+        named = [word for word in words if word in birds.categories]
+        parts = [(PARTS.index(part), COLOURS.index(colour)) for colour, part in zip(words, words[1:]) if part in PARTS]
+        assert named in ([], [categories[j]]) and (named or parts)
+        kinds.add((bool(named), bool(parts)))
+        for i in range(64):
+            fits = all(birds.attributes[i, p] == c for p, c in parts) and (not named or categories[i] == named[0])
+            assert true[i, j] == fits, (i, caption)
+    assert true.diagonal().all() and not true.all()
+    plain, both, concepts = (True, False), (True, True), (False, True)
+    assert kinds == {0.: {plain}, .6: {plain, both, concepts}, 1.: {both, concepts}}[share]
+
+
+def test_captions_depend_on_seed_and_step_alone():
+    categories = ["zorvit", "pelmar"] * 8
+    draw = lambda *key: draw_captions(categories, BANK, DEAL, np.random.default_rng(key))[0]  # noqa: E731
+    assert draw(0, 1) == draw(0, 1) != draw(0, 2) and draw(0, 1) != draw(1, 1)
+
+
+def test_every_step_draws_its_own_captions(monkeypatch):
+    seen = []
+
+    def note(*args):
+        seen.append(draw_captions(*args))
+        return seen[-1]
+
+    monkeypatch.setattr("dealkit.training.loop.draw_captions", note)
+    run(replace(DEAL, epochs=3, concept_captions=1.), data=Birdworld(n=8))
+    assert len({tuple(sorted(captions)) for captions, _ in seen}) == 3   # the same eight birds three times
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_a_category_that_the_bank_does_not_have_stops_before_any_work(tmp_path):
+    with pytest.raises(KeyError, match="ruvane"):
+        run(bank=bank_without("ruvane"), out_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bank_with_a_single_concept_is_an_error_that_names_the_category():
+    poor = ConceptBank("birds", {**dict(BANK.items()), "fendal": ["red tail"]})
+    with pytest.raises(ValueError, match="fendal.*two"):
+        run(bank=poor)
+
+
+def test_images_of_no_category_are_an_error():
+    vlm = bird_vlm()
+    with pytest.raises(ValueError, match="no category"):
+        run(vlm=vlm, data=Birdworld(n=16, random_birds=1.))
+    assert same(weights(vlm), weights(bird_vlm()))
+
+
+def test_a_broken_image_stops_the_run_before_the_weights_move():
+    vlm = bird_vlm()
+
+    def spoil(item):
+        item["image"][0, 3, 3] = float("nan")
+        return item
+
+    with pytest.raises((ValueError, FloatingPointError), match="NaN"):
+        run(vlm=vlm, data=Recorder(Birdworld(n=16), spoil=spoil))
+    assert same(weights(vlm), weights(bird_vlm()))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_term_that_is_not_finite_stops_with_step_and_term(value):
+    vlm = bird_vlm()
+    with torch.no_grad():
+        vlm.model.visual.proj[0, 0] = value
+    before = weights(vlm)
+    with pytest.raises(FloatingPointError, match=r"step 0: the term 'contrastive' is nan.*lr"):
+        run(vlm=vlm)
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before.values(), weights(vlm).values()))
+
+
+def test_a_regulariser_that_is_not_finite_is_named(monkeypatch):
+    monkeypatch.setattr("dealkit.training.objective.localize_loss", lambda *_: torch.tensor(float("inf")))
+    vlm = bird_vlm()
+    with pytest.raises(FloatingPointError, match="step 0: the term 'localize' is inf"):
+        run(vlm=vlm)
+    assert same(weights(vlm), weights(bird_vlm()))
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights():
+    """A finite loss may have a gradient that is not; after the last step nothing else would notice."""
+    vlm, calls = bird_vlm(), []
+
+    def overflow(gradient):
+        calls.append(1)
+        return gradient * (float("inf") if len(calls) == 3 else 1.)
+
+    vlm.model.visual.proj.register_hook(overflow)
+    with pytest.raises(FloatingPointError, match="step 2: the gradient of 'visual.proj'"):
+        run(vlm=vlm, n=24)
+    assert all(value.isfinite().all() for value in weights(vlm).values())
+    assert not same(weights(vlm), weights(bird_vlm()))                   # steps 0 and 1 were taken
