@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 READY := .venv/ready
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=300
 
 .PHONY: tutorial test lab clean help
 
@@ -11,8 +12,7 @@ tutorial: $(READY)  ## run all notebooks, in order, into build/ (the default)
 	$(PY) notebooks/run.py
 
 test: $(READY)  ## unit tests, then every notebook, its marked outputs compared with the committed ones
-	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=300 \
-	  tests notebooks
+	$(PY) -m pytest $(NBVAL) tests notebooks
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb

@@ -172,10 +172,11 @@ def test_guard_by_hand():
 def test_guard_revives_a_map_that_the_relu_kills(highest):
     signed = -random_maps(1, 1, 3, 3) - 0.1
     signed[0, 0, 1, 1] = highest
+    first, = torch.autograd.grad(guard_loss(signed.requires_grad_()), signed)
+    assert first[0, 0, 1, 1] < 0 and (first <= 0).all()  # a step lifts the highest pixel and pushes none down
     for _ in range(200):
-        signed.requires_grad_()
         gradient, = torch.autograd.grad(guard_loss(signed), signed)
-        signed = (signed - 0.1 * gradient).detach()
+        signed = (signed - 0.1 * gradient).detach().requires_grad_()
     assert guard_loss(signed) < 0.05 and signed.max() > 0.1
 
 
