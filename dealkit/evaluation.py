@@ -58,6 +58,10 @@ def image_table(vlm, dataset, bank, explainer: Explainer | None = None, category
         KeyError: a category is missing from the bank.
         ValueError: an image of no category (label -1).
     """
+    if len(dataset) == 0:
+        raise ValueError("the data set is empty; look at how it was loaded, or at the n it was made with")
+    if len(dataset) == 0:
+        raise ValueError("the data set is empty; look at how it was loaded, or at the n it was made with")
     explainer = explainer or partial(explain)
     names = dataset.categories
     concepts = {c: bank[c] for c in names}

@@ -130,7 +130,7 @@ def guard_loss(signed_maps: Tensor, share: float = 0.3) -> Tensor:
 
     Args:
         signed_maps: `[B, K, h, w]`, before the ReLU (`explain(..., signed=True)`); not normalised.
-        share: the wanted positive share, from 0 (never penalises) to 1.
+        share: the wanted positive share, from 0 (only maps without a positive pixel are penalised) to 1.
 
     Returns:
         A scalar, the mean over all maps: each 0..share, or up to share + 1 without any positive pixel. A map that is

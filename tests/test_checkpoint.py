@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_birds import BANK, Recorder, bird_vlm, same, weights
 
-from dealkit import DealConfig, finetune, load_model
+from dealkit import ConceptBank, DealConfig, finetune, load_model
 from dealkit.datasets import Birdworld
 
 CONFIG = DealConfig(lambda_disentangle=1., gamma_localize=.1, overlap="cosine", aggregate="max", guard=1., lr=1e-3,
@@ -145,3 +145,13 @@ def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(bird_vlm())
     assert os.listdir(tmp_path) == []
+
+
+def test_resume_with_other_images_or_concepts_is_refused(tmp_path):
+    config = replace(CONFIG, epochs=1)
+    finetune(bird_vlm(), Birdworld(n=16), BANK, config, out_dir=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="images: 16 then, 24 now"):
+        finetune(bird_vlm(), Birdworld(n=24), BANK, config, out_dir=tmp_path, resume=True, progress=False)
+    shorter = ConceptBank("birds", {name: concepts[:4] for name, concepts in BANK.items()})
+    with pytest.raises(ValueError, match="concepts: "):
+        finetune(bird_vlm(), Birdworld(n=16), shorter, config, out_dir=tmp_path, resume=True, progress=False)

@@ -232,3 +232,10 @@ def test_bad_input_is_named(vlm, birds):
         evaluate(vlm, birds, bank_without("pelmar"))
     with pytest.raises(ValueError, match="no category"):
         evaluate(vlm, Birdworld(n=16, random_birds=.9), BANK)
+
+
+def test_an_empty_data_set_is_an_error():
+    empty = torch.utils.data.Subset(Birdworld(n=2), [])
+    empty.categories = Birdworld.categories
+    with pytest.raises(ValueError, match="data set is empty"):
+        evaluate(bird_vlm(), empty, BANK)

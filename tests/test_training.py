@@ -392,3 +392,26 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights():
         run(vlm=vlm, n=24)
     assert all(value.isfinite().all() for value in weights(vlm).values())
     assert not same(weights(vlm), weights(bird_vlm()))                   # steps 0 and 1 were taken
+
+
+class Nothing(torch.utils.data.Dataset):
+    categories = ["zorvit"]
+
+    def __len__(self):
+        return 0
+
+
+def test_an_empty_training_set_is_an_error():
+    with pytest.raises(ValueError, match="training set is empty"):
+        finetune(bird_vlm(), Nothing(), BANK, DEAL, progress=False)
+
+
+def test_an_unknown_method_stops_before_any_step(tmp_path):
+    with pytest.raises(ValueError, match="unknown method 'foo'"):
+        finetune(bird_vlm(), Birdworld(n=8), BANK, replace(DEAL, method="foo"), progress=False)
+
+
+@pytest.mark.parametrize("name", ["lr", "lambda_disentangle"])
+def test_a_number_in_quotes_is_named(name):
+    with pytest.raises(ValueError, match=f"{name} is '1e-4'"):
+        replace(DEAL, **{name: "1e-4"})

@@ -86,7 +86,7 @@ def tokenize(tokenizer: Callable[..., Tensor], texts: Sequence[str], context_len
     if too_long.any():
         text = texts[int(too_long.nonzero()[0])]
         raise ValueError(f"a text is longer than the model's context of {context_length} tokens (start and end "
-                         f"included): {text!r}. Shorten it.")
+                         f"included): {text[:80]!r}... Shorten it.")
     return tokens
 
 

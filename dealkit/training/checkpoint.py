@@ -3,14 +3,11 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-
-from dealkit.training.config import DealConfig
 
 NAME = "checkpoint.safetensors"
 
@@ -35,8 +32,11 @@ def prepare_folder(out_dir: str | Path, resume: bool) -> Path:
     return folder
 
 
-def save_checkpoint(folder: Path, step: int, model, optimizer, history: list[list[float]], config: DealConfig) -> None:
-    """Weights, Adam's moments and the history of the first `step` steps; OSError where they cannot be written."""
+def save_checkpoint(folder: Path, step: int, model, optimizer, history: list[list[float]], settings: dict) -> None:
+    """Weights, Adam's moments and the history of the first `step` steps; OSError where they cannot be written.
+
+    `settings` is whatever must be the same when the run goes on: the config, the number of images, the concepts.
+    """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
@@ -44,7 +44,7 @@ def save_checkpoint(folder: Path, step: int, model, optimizer, history: list[lis
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     temporary = folder / f".{NAME}.{os.getpid()}.tmp"
     try:
-        save_file(tensors, temporary, metadata={"step": str(step), "config": json.dumps(asdict(config))})
+        save_file(tensors, temporary, metadata={"step": str(step), "settings": json.dumps(settings)})
         os.replace(temporary, folder / NAME)
     except (OSError, SafetensorError) as error:
         raise OSError(f"cannot write the checkpoint of step {step} to {str(folder)!r}: {error}. Check that the folder is "
@@ -63,11 +63,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(folder: Path, model, optimizer, config: DealConfig) -> tuple[int, list[list[float]]]:
+def load_checkpoint(folder: Path, model, optimizer, settings: dict) -> tuple[int, list[list[float]]]:
     """Put a saved run back into `model` and `optimizer` -> (steps done, history); (0, []) where nothing was saved yet.
 
     Raises:
-        ValueError: the run was made with another config, or for a model of another architecture; a damaged file.
+        ValueError: the run was made with other settings (config, images, concepts), or for a model of another architecture; a damaged file.
     """
     path = folder / NAME
     if not path.exists():
@@ -75,11 +75,11 @@ def load_checkpoint(folder: Path, model, optimizer, config: DealConfig) -> tuple
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {k: file.get_tensor(k) for k in file.keys()}
-            step, before = int(file.metadata()["step"]), json.loads(file.metadata()["config"])
+            step, before = int(file.metadata()["step"]), json.loads(file.metadata()["settings"])
     except (SafetensorError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged or not a checkpoint of finetune ({error!r}); choose another out_dir") from error
-    now = json.loads(json.dumps(asdict(config)))
-    differ = [f"{k}: {before.get(k)!r} then, {now.get(k)!r} now" for k in now if before.get(k) != now.get(k)]
+    now = json.loads(json.dumps(settings))
+    differ = [f"{k}: {str(before.get(k))[:80]} then, {str(now.get(k))[:80]} now" for k in now if before.get(k) != now.get(k)]
     if differ:
         raise ValueError(f"the run in {str(folder)!r} has another config ({'; '.join(differ)}); resume it with the config "
                          "it was started with, or choose another out_dir")

@@ -50,10 +50,10 @@ class DealConfig:
     def __post_init__(self):
         for name in ("lambda_disentangle", "gamma_localize", "guard", "weight_decay"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}; a weight is a finite number >= 0 (0 switches the term off)")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr is {self.lr}; the learning rate is a finite number > 0")
+            if not (_is_finite(value) and value >= 0):
+                raise ValueError(f"{name} is {value!r}; a weight is a finite number >= 0 (0 switches the term off)")
+        if not (_is_finite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr is {self.lr!r}; the learning rate is a finite number > 0")
         for name, least in (("epochs", 1), ("batch_size", 2), ("seed", 0)):
             value = getattr(self, name)
             if not (isinstance(value, int) and value >= least):
@@ -71,3 +71,8 @@ class DealConfig:
     def contrastive_only(self) -> DealConfig:
         """The control: the same data, captions, order and steps without any regulariser."""
         return replace(self, lambda_disentangle=0.0, gamma_localize=0.0, guard=0.0)
+
+
+def _is_finite(value) -> bool:
+    """A finite number, and not its text: settings that come from a file may be "1e-4"."""
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -41,14 +41,17 @@ def finetune(vlm, train_set, bank, config: DealConfig, out_dir: str | Path | Non
 
     Raises:
         KeyError: a category is missing from the bank.
-        ValueError: resume without out_dir or with another config; an image without a category; a single concept.
+        ValueError: an empty training set; resume without out_dir, or with another config, set or bank; an image without a category; a single concept.
         FloatingPointError: a term or a gradient became NaN or infinite; names the step and the term.
         PermissionError, FileExistsError: out_dir cannot be used. OSError: a checkpoint cannot be written.
     """
     if resume and out_dir is None:
         raise ValueError("resume=True needs the out_dir of the run to go on with")
-    for category in train_set.categories:
-        bank[category]                                       # a missing one raises with its remedy, before any work
+    if len(train_set) == 0:
+        raise ValueError("the training set is empty; look at how it was loaded, or at the n it was made with")
+    # a category missing from the bank raises with its remedy, before any work
+    concepts = {category: bank[category] for category in train_set.categories}
+    settings = asdict(config) | {"images": len(train_set), "concepts": concepts}
     folder = prepare_folder(out_dir, resume) if out_dir is not None else None
     objective = DealObjective(vlm, bank, config)
     vlm.model.eval()
@@ -61,7 +64,7 @@ def finetune(vlm, train_set, bank, config: DealConfig, out_dir: str | Path | Non
         # no fused or foreach variant: the plain loop gives the same bits on every run
         optimizer = torch.optim.Adam(trained, lr=config.lr, betas=config.betas, eps=config.eps,
                                      weight_decay=config.weight_decay, foreach=False)
-        done, history = load_checkpoint(folder, vlm.model, optimizer, config) if resume else (0, [])
+        done, history = load_checkpoint(folder, vlm.model, optimizer, settings) if resume else (0, [])
         batches = _batches(len(train_set), config)
         loader = DataLoader(train_set, batch_sampler=batches[done:])
         bar = tqdm(loader, initial=done, total=len(batches), desc="fine-tuning", disable=not progress, leave=False)
@@ -70,7 +73,7 @@ def finetune(vlm, train_set, bank, config: DealConfig, out_dir: str | Path | Non
             history.append([terms[name] for name in TERMS])
             bar.set_postfix(contrastive=f"{terms['contrastive']:.2f}", disentangle=f"{terms['disentangle']:.2f}")
             if folder and ((step + 1) % save_every == 0 or step + 1 == len(batches)):
-                save_checkpoint(folder, step + 1, vlm.model, optimizer, history, config)
+                save_checkpoint(folder, step + 1, vlm.model, optimizer, history, settings)
     finally:
         for name, parameter in vlm.model.named_parameters():
             parameter.requires_grad_(was_trainable[name])

@@ -7,6 +7,7 @@ from torch import nn
 
 from dealkit.losses import contrastive_loss, disentangle_loss, guard_loss, localize_loss
 from dealkit.maps import VARIABLES, choose_method, contributions, to_maps
+from dealkit.normalize import is_dead
 from dealkit.training.config import DealConfig
 
 TERMS = ("contrastive", "disentangle", "localize", "guard", "total", "dead_maps")
@@ -23,6 +24,7 @@ class DealObjective(nn.Module):
         super().__init__()
         if len(bank) == 0:
             raise ValueError("the concept bank is empty; load one with dealkit.load_concepts(name)")
+        choose_method(vlm.tower, config.method)                  # an unknown one stops here, before any step
         self.model = vlm.model                                   # registered, so that parameters() are the model's
         self.vlm, self.bank, self.config = vlm, bank, config
         self.n_concepts = min(len(concepts) for _, concepts in bank.items())
@@ -64,5 +66,5 @@ class DealObjective(nn.Module):
         }
         terms["total"] = (terms["contrastive"] + config.lambda_disentangle * terms["disentangle"]
                           + config.gamma_localize * terms["localize"] + config.guard * terms["guard"])
-        terms["dead_maps"] = (maps.detach().flatten(2).amax(-1) <= 0).float().mean()
+        terms["dead_maps"] = is_dead(maps.detach()).float().mean()
         return terms
