@@ -90,8 +90,8 @@ def image_table(vlm, dataset, bank, explainer: Explainer | None = None, category
             columns["overlap_product"] = metrics.overlap(maps, "product", reduction="none")
         columns["dead_maps"] = metrics.dead_maps(maps, reduction="none").float()
         if masks and "part_masks" in batch:
-            columns |= _localization(maps.cpu(), batch["part_masks"], labels,
-                                     [[_part_of(c, dataset.parts) for c in concepts[n][:k]] for n in names], dataset.parts)
+            part_of = [[_part_of(c, dataset.parts) for c in concepts[name][:k]] for name in names]
+            columns |= _localization(maps.cpu(), batch["part_masks"], labels, part_of, dataset.parts)
         chosen = [i for i in range(len(labels)) if first + i in probed]
         if chosen:
             columns |= _faithfulness(vlm, images, emb, maps, chosen)

@@ -98,7 +98,7 @@ def paired_differences(table: pd.DataFrame, baseline: str, metrics: list[str], l
     lines = []
     for row, group in table[table["row"] != baseline].groupby("row", sort=False):
         values = group.set_index(["pretrained", "seed"])[metrics].reindex(base.index)
-        if not group["pretrained"].duplicated().any():        # evaluated once a pretraining seed: the same for all seeds
+        if not group["pretrained"].duplicated().any():        # evaluated once a pretraining seed: so for all seeds
             values = values.groupby("pretrained").transform(lambda c: c.fillna(c.mean()))
         difference = values - base
         for metric in metrics:

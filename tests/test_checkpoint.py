@@ -44,7 +44,8 @@ def test_a_killed_run_goes_on_bit_by_bit(tmp_path, fails_at, save_every):
     assert same(weights(resumed), weights(whole))
 
 
-@pytest.mark.parametrize("config", [replace(CONFIG, freeze_text=True), replace(CONFIG, detach_maps=True, method="gradcam")])
+@pytest.mark.parametrize("config", [replace(CONFIG, freeze_text=True),
+                                    replace(CONFIG, detach_maps=True, method="gradcam")])
 def test_other_configs_resume_too(tmp_path, config):
     whole, resumed = bird_vlm(), bird_vlm()
     table = run(whole, config)

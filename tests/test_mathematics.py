@@ -51,7 +51,7 @@ def test_entanglement_of_notebook_02(maps):
 
 
 def test_localization_of_notebook_02(maps):
-    here = shown("02_entanglement_diagnosis", "pointing_game", "mass_in_mask")
+    here = shown("02_entanglement_diagnosis", "normalise", "pointing_game", "mass_in_mask")
     masks = torch.rand(6, 6, 80, 80, generator=torch.Generator().manual_seed(9)) < 0.3
     assert_close(float(here["pointing_game"](maps[1:], masks[1:]).float().mean()), metrics.pointing_game(maps[1:], masks[1:]),
                  rtol=1e-5, atol=1e-6)

@@ -162,7 +162,8 @@ def test_every_row_and_metric_has_its_line():
     table = HAND.assign(other=-HAND["score"], empty=np.nan)
     lines = paired_differences(table, "base", ["score", "other", "empty"])
     assert list(lines.columns) == ["row", "metric", "mean", "low", "high", "pairs"]
-    assert [*zip(lines["row"], lines["metric"])] == [(r, m) for r in ("ours", "none") for m in ("score", "other", "empty")]
+    expected = [(row, metric) for row in ("ours", "none") for metric in ("score", "other", "empty")]
+    assert [*zip(lines["row"], lines["metric"])] == expected
     values = lines.set_index(["row", "metric"])["mean"]
     assert values["ours", "other"] == -values["ours", "score"] and np.isnan(values["ours", "empty"])
     assert lines.loc[lines["metric"] == "empty", "pairs"].tolist() == [0, 0]

@@ -47,8 +47,8 @@ def save_checkpoint(folder: Path, step: int, model, optimizer, history: list[lis
         save_file(tensors, temporary, metadata={"step": str(step), "settings": json.dumps(settings)})
         os.replace(temporary, folder / NAME)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write the checkpoint of step {step} to {str(folder)!r}: {error}. Check that the folder is "
-                      "there and has space; then go on with resume=True") from error
+        raise OSError(f"cannot write the checkpoint of step {step} to {str(folder)!r}: {error}. Check that the folder "
+                      "is there and has space; then go on with resume=True") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -67,7 +67,8 @@ def load_checkpoint(folder: Path, model, optimizer, settings: dict) -> tuple[int
     """Put a saved run back into `model` and `optimizer` -> (steps done, history); (0, []) where nothing was saved yet.
 
     Raises:
-        ValueError: the run was made with other settings (config, images, concepts), or for a model of another architecture; a damaged file.
+        ValueError: the run was made with other settings (config, images, concepts), or for a model of another
+            architecture; a damaged file.
     """
     path = folder / NAME
     if not path.exists():
@@ -77,12 +78,14 @@ def load_checkpoint(folder: Path, model, optimizer, settings: dict) -> tuple[int
             tensors = {k: file.get_tensor(k) for k in file.keys()}
             step, before = int(file.metadata()["step"]), json.loads(file.metadata()["settings"])
     except (SafetensorError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint of finetune ({error!r}); choose another out_dir") from error
+        raise ValueError(f"{path} is damaged or not a checkpoint of finetune ({error!r}); "
+                         "choose another out_dir") from error
     now = json.loads(json.dumps(settings))
-    differ = [f"{k}: {str(before.get(k))[:80]} then, {str(now.get(k))[:80]} now" for k in now if before.get(k) != now.get(k)]
+    differ = [f"{k}: {str(before.get(k))[:80]} then, {str(now.get(k))[:80]} now"
+              for k in now if before.get(k) != now.get(k)]
     if differ:
-        raise ValueError(f"the run in {str(folder)!r} has another config ({'; '.join(differ)}); resume it with the config "
-                         "it was started with, or choose another out_dir")
+        raise ValueError(f"the run in {str(folder)!r} has another config ({'; '.join(differ)}); resume it with the "
+                         "config it was started with, or choose another out_dir")
     weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     if shapes != {k: tuple(v.shape) for k, v in weights.items()}:

@@ -41,7 +41,8 @@ def finetune(vlm, train_set, bank, config: DealConfig, out_dir: str | Path | Non
 
     Raises:
         KeyError: a category is missing from the bank.
-        ValueError: an empty training set; resume without out_dir, or with another config, set or bank; an image without a category; a single concept.
+        ValueError: an empty training set; resume without out_dir, or with another config, set or bank; an image
+            without a category; a single concept.
         FloatingPointError: a term or a gradient became NaN or infinite; names the step and the term.
         PermissionError, FileExistsError: out_dir cannot be used. OSError: a checkpoint cannot be written.
     """

@@ -1,4 +1,4 @@
-"""How fast Birdworld is painted: python tests/bench/bench_birdworld.py prints JSON; pytest -m bench asserts the floor."""
+"""How fast Birdworld is painted: run as a script it prints JSON; pytest -m bench on this file asserts the floor."""
 from __future__ import annotations
 
 import json
