@@ -12,7 +12,8 @@ from dealkit.datasets.birdworld import COLOURS, PARTS
 from dealkit.evaluation import centre_maps, image_table, part_table, random_maps, summarise
 
 NAMES = ["accuracy", "concept_accuracy", "worst_group_accuracy", "overlap_cosine", "overlap_product",
-         "disentanglability", "insertion_fidelity", "insertion_auc", "deletion_auc", "pointing_game", "mass_in_mask", "iou", "dead_maps"]
+         "disentanglability", "insertion_fidelity", "insertion_auc", "deletion_auc", "pointing_game",
+         "mass_in_mask", "iou", "dead_maps"]
 MASKED = ["pointing_game", "mass_in_mask", "iou"]
 INSERTED = ["insertion_fidelity", "insertion_auc", "deletion_auc"]
 

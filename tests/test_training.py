@@ -1,4 +1,4 @@
-"""Fine-tuning: the loop against one written by hand, its captions, and what it says when it stops."""
+"""Fine-tuning: the loop against one written by hand, and what it says when it stops."""
 from __future__ import annotations
 
 import math
@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from tiny_birds import BANK, Recorder, bank_without, bird_vlm, same, weights
 
-from dealkit import ConceptBank, DealConfig, explain, finetune
+from dealkit import ConceptBank, DealConfig, finetune
 from dealkit.datasets import Birdworld
-from dealkit.datasets.birdworld import COLOURS, PARTS
-from dealkit.training import draw_captions
 
 DEAL = DealConfig(lambda_disentangle=.7, gamma_localize=.1, overlap="cosine", aggregate="max", guard=.4, lr=1e-3,
                   batch_size=8)
@@ -153,50 +151,6 @@ def test_a_frozen_text_tower_stays_as_it_is_and_flags_come_back(fails):
     assert "visual.conv1.weight" not in changed and "visual.transformer.resblocks.0.ln_1.weight" in changed
     assert flags == {name: p.requires_grad for name, p in vlm.model.named_parameters()}
     assert all(p.grad is None for p in vlm.model.parameters())
-
-
-# -------------------------------------------------------------------------------------------------------- the captions
-
-
-@pytest.mark.parametrize("share", [0., .6, 1.])
-def test_captions_are_true_where_the_matrix_says_so_and_nowhere_else(share):
-    """Oracle: read the captions word by word and look at the birds."""
-    birds = Birdworld(n=64)
-    categories = [birds.categories[y] for y in birds.labels]
-    captions, true = draw_captions(categories, BANK, replace(DEAL, concept_captions=share), np.random.default_rng(3))
-    assert true.shape == (64, 64) and true.dtype == torch.bool
-    kinds = set()
-    for j, caption in enumerate(captions):
-        words = caption.replace(",", "").split()
-        named = [word for word in words if word in birds.categories]
-        parts = [(PARTS.index(part), COLOURS.index(colour)) for colour, part in zip(words, words[1:]) if part in PARTS]
-        assert named in ([], [categories[j]]) and (named or parts)
-        kinds.add((bool(named), bool(parts)))
-        for i in range(64):
-            fits = all(birds.attributes[i, p] == c for p, c in parts) and (not named or categories[i] == named[0])
-            assert true[i, j] == fits, (i, caption)
-    assert true.diagonal().all() and not true.all()
-    plain, both, concepts = (True, False), (True, True), (False, True)
-    assert kinds == {0.: {plain}, .6: {plain, both, concepts}, 1.: {both, concepts}}[share]
-
-
-def test_captions_depend_on_seed_and_step_alone():
-    categories = ["zorvit", "pelmar"] * 8
-    draw = lambda *key: draw_captions(categories, BANK, DEAL, np.random.default_rng(key))[0]  # noqa: E731
-    assert draw(0, 1) == draw(0, 1) != draw(0, 2) and draw(0, 1) != draw(1, 1)
-
-
-def test_every_step_draws_its_own_captions(monkeypatch):
-    seen = []
-
-    def note(*args):
-        seen.append(args[-1].bit_generator.state["state"]["state"])
-        return draw_captions(*args)
-
-    monkeypatch.setattr("dealkit.training.loop.draw_captions", note)
-    run(replace(DEAL, epochs=2), n=16)
-    run(replace(DEAL, seed=1), n=16)
-    assert len(set(seen)) == 6 and len(seen) == 6                        # a stream of its own for every seed and step
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class DealConfig:
-    """Settings of one fine-tuning run. The defaults are the paper's form (DEAL, section 3, and its released settings).
+    """Settings of one fine-tuning run. The defaults are the paper's form and released weights; `concept_captions`
+    is ours.
 
     Args:
         lambda_disentangle, gamma_localize: weights of the two regularisers; both 0 is contrastive-only fine-tuning.
