@@ -1,6 +1,6 @@
 """dealkit: disentangle and localize the concept-level explanations of vision-language models (DEAL, ECCV 2024)."""
 from dealkit import metrics
-from dealkit.concepts import ConceptBank, check_concepts, load_concepts
+from dealkit.concepts import ConceptBank, check_concepts, extract_concepts, load_concepts
 from dealkit.evaluation import evaluate
 from dealkit.losses import contrastive_loss, disentangle_loss, guard_loss, localize_loss
 from dealkit.maps import explain, normalize_maps
@@ -10,5 +10,5 @@ from dealkit.training import DealConfig, finetune
 
 __version__ = "0.1.0"
 __all__ = ["VLM", "ConceptBank", "DealConfig", "check_concepts", "contrastive_loss", "disentangle_loss", "evaluate",
-           "explain", "finetune", "guard_loss", "load_concepts", "load_model", "localize_loss", "metrics",
-           "normalize_maps", "preset"]
+           "explain", "extract_concepts", "finetune", "guard_loss", "load_concepts", "load_model", "localize_loss",
+           "metrics", "normalize_maps", "preset"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +22,10 @@ class MissingCategory(KeyError):
 
 class ConceptBank(Mapping):
     """Mapping from category to concepts, in the order of the data set's labels, with the record of its making.
+
+    Categories are written as words: "Black footed Albatross", "apple pie", "Annual Crop". A data set's own class name
+    finds them too: `bank["001.Black_footed_Albatross"]`, `bank["apple_pie"]`, `bank["AnnualCrop"]`; see
+    `category_name`.
 
     Args:
         name: the data set that the bank belongs to.
@@ -52,14 +57,15 @@ class ConceptBank(Mapping):
         return list(self.concepts)
 
     def __getitem__(self, category: str) -> list[str]:
-        if category in self.concepts:
-            return list(self.concepts[category])
+        for key in (category, category_name(category)):
+            if key in self.concepts:
+                return list(self.concepts[key])
         raise MissingCategory(
             f"concept bank {self.name!r} has no category {category!r}{_did_you_mean(category, self.concepts)}; its "
             f"{len(self)} categories are in bank.categories. Use the bank made for this data set, or add the category.")
 
     def __contains__(self, category: object) -> bool:
-        return category in self.concepts
+        return category in self.concepts or category_name(category) in self.concepts
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.concepts)
@@ -130,6 +136,25 @@ class ConceptBank(Mapping):
             raise
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def category_name(class_name: object) -> object:
+    """The words behind a data set's class name: no number in front, blanks for underscores, CamelCase taken apart.
+
+    Args:
+        class_name: e.g. a folder's name. Anything but a string comes back as it is.
+
+    Returns:
+        The category as the shipped banks write it. A name that is already in words is returned unchanged.
+
+    Example:
+        >>> [category_name(name) for name in ("001.Black_footed_Albatross", "apple_pie", "AnnualCrop", "pug")]
+        ['Black footed Albatross', 'apple pie', 'Annual Crop', 'pug']
+    """
+    if not isinstance(class_name, str):
+        return class_name
+    words = re.sub(r"^\d+\.", "", class_name).replace("_", " ").strip()
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", words) if " " not in words else words
 
 
 def load_concepts(name: str) -> ConceptBank:

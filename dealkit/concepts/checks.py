@@ -2,16 +2,18 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from itertools import combinations
 
 import pandas as pd
+import torch
 
 from dealkit.concepts.bank import ConceptBank
 
 MAX_WORDS = 5      # a concept is a short phrase; DEAL's own prompt asks for at most five words
-RULES = ("count", "empty", "length", "non-visual", "name leak", "duplicate", "near-duplicate", "shared")
+RULES = ("count", "empty", "length", "language", "non-visual", "name leak", "duplicate", "near-duplicate", "shared")
 
 # Words for what nobody can point at in a picture, and praise that only sounds like a description.
 NON_VISUAL = frozenset("""
@@ -19,6 +21,12 @@ NON_VISUAL = frozenset("""
     endangered energetic expensive famous fragrant friendly gentle habitat healthy iconic intelligent live loud loyal
     melodic migratory native nocturnal noisy nutritious playful popular recognisable savoury scent seasonal smell social
     song sound spicy tasty traditional typical unique vocal
+""".split())
+# Little words of other languages that are no English words. With letters of another script they give most replies in
+# another language away; two words such as "calotte noire" pass.
+_FOREIGN = frozenset("""
+    au aux avec dans des du et les ses une el los las una unos con del der das und mit dem ein eine eines auf schwarze
+    il lo gli di della dello nero com dos uma van een het og och med
 """.split())
 # Words by which a name itself describes a look: "red wing patch" gives nothing away about a "Red-winged Blackbird".
 _LOOKS = frozenset("""
@@ -35,14 +43,16 @@ _FILLERS = frozenset(("a", "an", "the", "its", "of", "on", "in", "with", "and"))
 
 
 def check_concepts(bank: Mapping[str, list[str]], *, count: int | None = None, max_words: int = MAX_WORDS,
-                   max_share: float = 0.5) -> pd.DataFrame:
+                   max_share: float = 0.5, vlm=None, max_similarity: float = 0.95) -> pd.DataFrame:
     """List every place where a bank breaks a rule: one row a violation, no rows for a good bank.
 
     Rules: `count` (as many concepts as expected), `empty` (not blank), `length` (at most `max_words` words),
-    `non-visual` (no word of `NON_VISUAL`), `name leak` (no word of the category's name, unless it names a colour, a
-    shape or a part), `duplicate` and `near-duplicate` (within a category: the same words, or all words of one inside
-    the other; case, order, plurals, fillers and spelling variants do not count), `shared` (not found in more than
-    `max_share` of the categories, where it could not tell them apart).
+    `language` (English: no letters of another script, no little words of another language), `non-visual` (no word of
+    `NON_VISUAL`), `name leak` (no word of the category's name, unless it names a colour, a shape or a part),
+    `duplicate` and `near-duplicate` (within a category: the same words, or all words of one inside the other; case,
+    order, plurals, fillers and spelling variants do not count; with a `vlm` also two phrases whose text embeddings have
+    a cosine above `max_similarity`), `shared` (not found in more than `max_share` of the categories, where it could not
+    tell them apart).
 
     Args:
         bank: a `ConceptBank` or any mapping from category to a list of concepts.
@@ -51,6 +61,10 @@ def check_concepts(bank: Mapping[str, list[str]], *, count: int | None = None, m
         max_words: longest concept allowed, in words; a hyphenated word counts as one.
         max_share: largest share of the categories that may hold one concept, in (0, 1]. The default is a half: a
             question that is true of half of the categories is the most useful one, beyond it it says less and less.
+        vlm: a model with `encode_text`, whose text tower then judges near-duplicates as well. DEAL cannot draw two
+            maps apart whose texts the model does not tell apart.
+        max_similarity: largest cosine allowed between two concepts of a category, in (-1, 1]. What is much depends on
+            the text tower, so look at the cosines of your own before you lower it.
 
     Returns:
         DataFrame with the columns category, concept, rule, detail, in the order of the bank. `concept` is "" where the
@@ -69,15 +83,17 @@ def check_concepts(bank: Mapping[str, list[str]], *, count: int | None = None, m
     if count is None:
         most_frequent = Counter(map(len, bank.values())).most_common(1)[0][0]
         count = bank.provenance.get("count", max(most_frequent, 1))
-    if not isinstance(count, int) or count < 1 or max_words < 1 or not 0 < max_share <= 1:
-        raise ValueError("expected a whole count >= 1, max_words >= 1 and max_share in (0, 1], "
-                         f"got {count!r}, {max_words}, {max_share}")
+    limits = (count, max_words, max_share, max_similarity)
+    if not (isinstance(count, int) and count >= 1 <= max_words and 0 < max_share <= 1 and -1 < max_similarity <= 1):
+        raise ValueError("expected a whole count >= 1, max_words >= 1, max_share in (0, 1] and max_similarity in "
+                         f"(-1, 1], got {', '.join(map(repr, limits))}")
+    embedding = _embed(bank, vlm) if vlm is not None else None
     holders = Counter(key for phrases in bank.values() for key in {_words(phrase) for phrase in phrases})
     rows = []
     for category, phrases in bank.items():
         if len(phrases) != count:
             rows.append((category, "", "count", f"{len(phrases)} concepts, expected {count}"))
-        repeats = _repeats(phrases)
+        repeats = _repeats(phrases, embedding, max_similarity)
         for j, phrase in enumerate(phrases):
             faults = _phrase_faults(category, phrase, max_words) + repeats.get(j, [])
             n = holders[_words(phrase)]
@@ -95,6 +111,9 @@ def _phrase_faults(category: str, phrase: str, max_words: int) -> list[tuple[str
     if len(phrase.split()) > max_words:
         faults.append(("length", f"{len(phrase.split())} words, at most {max_words} allowed"))
     words = _all_words(phrase)
+    foreign = [word for word in re.findall(r"[^\W\d_]+", phrase) if word.casefold() in _FOREIGN or _not_latin(word)]
+    if foreign:
+        faults.append(("language", f"not English: {', '.join(foreign)}"))
     unseen = [word for word in words if word in NON_VISUAL]
     if unseen:
         faults.append(("non-visual", f"cannot be pointed at: {', '.join(unseen)}"))
@@ -107,7 +126,7 @@ def _phrase_faults(category: str, phrase: str, max_words: int) -> list[tuple[str
     return faults
 
 
-def _repeats(phrases: list[str]) -> dict[int, list[tuple[str, str]]]:
+def _repeats(phrases: list[str], embedding: dict | None, max_similarity: float) -> dict[int, list[tuple[str, str]]]:
     """Positions of the phrases that repeat an earlier one of the same category -> [(rule, detail)]."""
     faults = {}
     for (_, first), (j, second) in combinations(enumerate(phrases), 2):
@@ -116,7 +135,23 @@ def _repeats(phrases: list[str]) -> dict[int, list[tuple[str, str]]]:
             faults[j] = [("duplicate", f"says the same as {first!r}")]
         elif a and b and (a < b or b < a):
             faults.setdefault(j, [("near-duplicate", f"overlaps with {first!r}")])
+        elif a and b and embedding:
+            cosine = float(embedding[first] @ embedding[second])
+            if cosine > max_similarity:
+                faults.setdefault(j, [("near-duplicate", f"cosine {cosine:.2f} with {first!r}")])
     return faults
+
+
+def _embed(bank: Mapping[str, list[str]], vlm) -> dict:
+    """phrase -> unit embedding [D], on the CPU, 256 phrases at a time."""
+    phrases = sorted({phrase for phrases in bank.values() for phrase in phrases if phrase.strip()})
+    with torch.no_grad():
+        return {phrase: row for start in range(0, len(phrases), 256)
+                for phrase, row in zip(phrases[start:start + 256], vlm.encode_text(phrases[start:start + 256]).cpu())}
+
+
+def _not_latin(word: str) -> bool:
+    return any(not unicodedata.name(letter, "").startswith("LATIN") for letter in word if letter.isalpha())
 
 
 def _all_words(phrase: str) -> list[str]:
