@@ -60,8 +60,6 @@ def image_table(vlm, dataset, bank, explainer: Explainer | None = None, category
     """
     if len(dataset) == 0:
         raise ValueError("the data set is empty; look at how it was loaded, or at the n it was made with")
-    if len(dataset) == 0:
-        raise ValueError("the data set is empty; look at how it was loaded, or at the n it was made with")
     explainer = explainer or partial(explain)
     names = dataset.categories
     concepts = {c: bank[c] for c in names}

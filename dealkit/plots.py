@@ -30,8 +30,9 @@ def show(fig: Figure, alt: str, dpi: int = 80) -> None:
     fig.savefig(file, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
     plt.close(fig)
     # 256 colours, spread over all that occur: an eighth of the size, so that notebooks with many birds stay small
-    PIL.Image.open(file).convert("RGB").quantize(256, PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE).save(
-        small, "png", optimize=True)
+    picture = PIL.Image.open(file).convert("RGB")
+    picture = picture.quantize(256, PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE)
+    picture.save(small, "png", optimize=True)
     display(Image(data=small.getvalue(), format="png", alt=alt))
 
 
@@ -92,7 +93,8 @@ def overlap_matrix(maps: Tensor, names: list[str], title: str = "") -> Figure:
     return fig
 
 
-def histories(tables: dict[str, pd.DataFrame], terms: tuple[str, ...] = ("contrastive", "disentangle", "localize")) -> Figure:
+def histories(tables: dict[str, pd.DataFrame],
+              terms: tuple[str, ...] = ("contrastive", "disentangle", "localize")) -> Figure:
     """The terms of the loss over the steps (running mean of 5), one line a run."""
     fig, axes = plt.subplots(1, len(terms), figsize=(3.2 * len(terms), 2.6), squeeze=False, layout="constrained")
     for axis, term in zip(axes[0], terms):

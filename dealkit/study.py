@@ -16,6 +16,7 @@ import torch
 from scipy import stats
 from tqdm.auto import tqdm
 
+from dealkit.concepts import ConceptBank
 from dealkit.evaluation import evaluate
 from dealkit.presets import preset
 from dealkit.training import DealConfig, finetune
@@ -25,12 +26,13 @@ Rows = dict[str, DealConfig | None]          # name of a row of the table -> its
 
 
 def run_cell(row: str, config: DealConfig | None, pretrained: str, seed: int, preset_name: str = "birdworld",
-             split: str = "test", progress: bool = False, **options) -> dict:
+             split: str = "test", bank: ConceptBank | None = None, progress: bool = False, **options) -> dict:
     """Fine-tune one fresh model and evaluate it.
 
     Args:
         row: its name in the table. config: None evaluates the model as it is. pretrained, preset_name: see `preset`.
         seed: fine-tuning seed. split: "test", or "validation" when choosing settings.
+        bank: fine-tune with another bank than the preset's; evaluation always asks for the preset's concepts.
         options: passed on to `evaluate`.
 
     Returns:
@@ -38,7 +40,7 @@ def run_cell(row: str, config: DealConfig | None, pretrained: str, seed: int, pr
     """
     setup = preset(preset_name, pretrained=pretrained)
     if config is not None:
-        finetune(setup.vlm, setup.train, setup.bank, replace(config, seed=seed), progress=progress)
+        finetune(setup.vlm, setup.train, bank or setup.bank, replace(config, seed=seed), progress=progress)
     result = evaluate(setup.vlm, getattr(setup, split), setup.bank, progress=progress, **options)
     return {"row": row, "pretrained": pretrained, "seed": seed, **result.to_dict()}
 

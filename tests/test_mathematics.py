@@ -53,7 +53,6 @@ def test_entanglement_of_notebook_02(maps):
 def test_localization_of_notebook_02(maps):
     here = shown("02_entanglement_diagnosis", "normalise", "pointing_game", "mass_in_mask")
     masks = torch.rand(6, 6, 80, 80, generator=torch.Generator().manual_seed(9)) < 0.3
-    assert_close(float(here["pointing_game"](maps[1:], masks[1:]).float().mean()), metrics.pointing_game(maps[1:], masks[1:]),
-                 rtol=1e-5, atol=1e-6)
-    assert_close(float(here["mass_in_mask"](maps[1:], masks[1:]).float().mean()), metrics.mass_in_mask(maps[1:], masks[1:]),
-                 rtol=1e-5, atol=1e-6)
+    for name in ("pointing_game", "mass_in_mask"):
+        shown_value = float(here[name](maps[1:], masks[1:]).float().mean())
+        assert_close(shown_value, getattr(metrics, name)(maps[1:], masks[1:]), rtol=1e-5, atol=1e-6)

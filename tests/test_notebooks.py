@@ -23,7 +23,7 @@ HIDING_TAGS = {"raises-exception", "skip", "skip-execution", "nbval-skip", "nbva
                "nbval-ignore-output", "injected-parameters", "remove-cell", "remove-output"}
 HIDING_WORDS = re.compile(r"NBVAL_(SKIP|RAISES_EXCEPTION|IGNORE_OUTPUT)|PYTEST_VALIDATE_IGNORE_OUTPUT"
                           r"|%%capture|--no-raise-error|%xmode|(filterwarnings|simplefilter)\(.ignore.\)")
-# A path that only one machine has ("/home/me/x", "C:\x") or an object's address in memory.
+# An absolute path, which only one machine has (from "/" or from a drive's letter), or an object's address in memory.
 LOCAL = re.compile(r"""(?:^|[\s"'(=`\[])(/[\w.-]+/[\w.-]+)|\b([A-Z]:\\\w)|(\bat 0x[0-9a-f]{6,})""", re.MULTILINE)
 
 

@@ -1,13 +1,17 @@
 """Make data/birdworld/study.csv, the table over seeds that the notebooks read: python data/birdworld/study.py
 
 Every row of the table x 2 pretraining seeds x 2 fine-tuning seeds, evaluated once on the test split. Finished cells are
-kept in build/study/, so a killed run goes on where it was. `--choose` runs the candidates that the preset was chosen from
-on the validation split instead, without masks, and prints the table.
+kept in build/study/, so a killed run goes on where it was. `--choose` runs the candidates that the preset was chosen
+from on the validation split instead, without masks, and prints the table. `--banks` makes data/birdworld/banks.csv: the
+same fine-tuning with good, bad and shorter concept banks.
 """
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import platform
+import random
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +24,12 @@ from dealkit import plots
 from dealkit.evaluation import centre_maps, image_table, random_maps
 from dealkit.presets import BIRDWORLD as DEAL
 from dealkit.presets import BIRDWORLD_PAPER as PAPER
-from dealkit.study import paired_differences, run_study
+from dealkit.study import paired_differences, run_cell, run_study
 
 HERE = Path(__file__).parent
-CACHE = HERE.parents[1] / "build" / "study"
+# Cells of other checkpoints are no cells of these: the folder's name is theirs.
+CACHE = HERE.parents[1] / "build" / "study" / hashlib.sha256(
+    b"".join(path.read_bytes() for path in sorted(HERE.glob("seed*.safetensors")))).hexdigest()[:8]
 CONTROLS = {"random maps": random_maps, "centre maps": centre_maps}
 
 ROWS = {
@@ -54,6 +60,39 @@ ROWS = {
 CANDIDATES = {"contrastive only": DEAL.contrastive_only} | {
     f"lambda {weight:g}, gamma {gamma:g}": replace(DEAL, lambda_disentangle=weight, gamma_localize=gamma)
     for weight, gamma in ((1., .02), (3., .02), (3., .06), (6., .02), (6., .06))}
+
+BANKS = ("true", "k = 4", "k = 3", "k = 2", "concepts of other species", "random words")
+
+
+def make_bank(kind: str) -> dealkit.ConceptBank:
+    """A bank to fine-tune with: the true one, its first k concepts, or one in which nothing is true but by chance."""
+    true, rng = dealkit.load_concepts("birdworld"), random.Random(0)
+    names, vocabulary = true.categories, json.loads((HERE / "vocab.json").read_text(encoding="utf-8"))
+    if kind.startswith("k = "):
+        concepts = {name: true[name][:int(kind[4:])] for name in names}
+    elif kind == "concepts of other species":       # a derangement by rotation: no species keeps its own list, nor its
+        order = names[::2] + names[1::2]            # twin's, which differs in one part only
+        others = order[3:] + order[:3]
+        concepts = {name: true[other] for name, other in zip(order, others)}
+    elif kind == "random words":                    # two words of the model's 32, five times: "photo jarnip"
+        concepts = {name: [" ".join(rng.sample(vocabulary, 2)) for _ in true[name]] for name in names}
+    else:
+        concepts = dict(true)
+    return dealkit.ConceptBank(f"birdworld, {kind}", {name: concepts[name] for name in names})
+
+
+def bank_cell(row: str, config, pretrained: str, seed: int, **options) -> dict:
+    """A cell of the study of banks; its row is called "<bank> | <fine-tuning>"."""
+    bank, method = row.split(" | ")
+    return run_cell(row, config, pretrained, seed, bank=make_bank(bank), **options) | {"bank": bank, "method": method}
+
+
+def study_of_banks(processes: int | None) -> pd.DataFrame:
+    """Each bank with DEAL and, as its control, with the same captions and no regulariser. Scored with the true bank."""
+    rows = {f"{bank} | {method}": config for bank in BANKS
+            for method, config in (("contrastive only", DEAL.contrastive_only), ("DEAL", DEAL))}
+    return run_study(rows, cache=CACHE, processes=processes, run=bank_cell)
+
 
 # column of the table -> its name for a reader, and the paper's Table 1 (ViT-B/32, mean of five data sets, CLIP -> DEAL)
 CLAIMS = {
@@ -113,12 +152,14 @@ def picture() -> None:
     maps = torch.cat([dealkit.explain(vlm, batch["image"], concepts) for vlm in models.values()])
     repeat = {k: batch[k].repeat_interleave(len(models), 0) for k in ("image", "part_masks")}
     figure = plots.map_grid(repeat["image"], maps, concepts * len(models), repeat["part_masks"], rows=list(models))
-    figure.savefig(HERE / "before_after.png", dpi=90, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    figure.savefig(HERE / "before_after.png", dpi=90, bbox_inches="tight", facecolor="white",
+                   metadata={"Software": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--choose", action="store_true", help="the candidates on the validation split, without masks")
+    parser.add_argument("--banks", action="store_true", help="only banks.csv: good, bad and shorter banks")
     parser.add_argument("--picture", action="store_true", help="only the README's picture, before_after.png")
     parser.add_argument("--processes", type=int, default=None, help="default: one a core")
     args = parser.parse_args()
@@ -132,12 +173,20 @@ def main() -> None:
     if args.picture:
         picture()
         return
+    if args.banks:
+        save(study_of_banks(args.processes), "banks.csv")
+        return
     table = pd.concat([control_rows(), run_study(ROWS, cache=CACHE, processes=args.processes)], ignore_index=True)
+    save(table, "study.csv")
+    print(readme_table(table))
+
+
+def save(table: pd.DataFrame, name: str) -> None:
+    """Write a table with the commit and the versions that made it."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True)
     table["commit"] = commit.stdout.strip() or "unknown"
     table["versions"] = f"torch {torch.__version__}, Python {platform.python_version()}"
-    table.to_csv(HERE / "study.csv", index=False, float_format="%.6g")
-    print(readme_table(table))
+    table.to_csv(HERE / name, index=False, float_format="%.6g")
 
 
 if __name__ == "__main__":

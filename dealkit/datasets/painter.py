@@ -1,9 +1,9 @@
 """How a bird of Birdworld is painted: reproducible to the last bit, sixteen at a time.
 
 Every random number is a hash of (seed, split, index, draw), and the painter uses only operations that IEEE 754 rounds
-exactly (+, -, *, /, comparisons): no sine, no BLAS, no sums over pixels. That is why the same (seed, split, index, size)
-gives the same bytes on every machine, Python and NumPy. Each pixel shows exactly one thing, so the masks are the very
-map that the image is painted from.
+exactly (+, -, *, /, comparisons): no sine, no BLAS, no sums over pixels. That is why the same (seed, split, index,
+size) gives the same bytes on every machine, Python and NumPy. Each pixel shows exactly one thing, so the masks are the
+very map that the image is painted from.
 """
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _paint(keys, attributes, backgrounds, size):
     phase = np.arange(size, dtype=np.float32)[None, :, None] * np.float32(80 / size / 7) + texture * np.float32(1.6)
     ripple = (np.abs(phase - np.floor(phase) - np.float32(.5)) - np.float32(.25)) * np.float32(.6)
     texture = texture + ripple * ((layer == 0) & (backgrounds == 1)[:, None, None])
-    noise = _bits(keys, size * size // 8, stream=3).astype("<u8").view(np.uint8).reshape(b, size, size).astype(np.float32)
-    noise = (noise - np.float32(127.5)) * np.float32(.08 / 255)
+    noise = _bits(keys, size * size // 8, stream=3).astype("<u8").view(np.uint8).reshape(b, size, size)
+    noise = (noise.astype(np.float32) - np.float32(127.5)) * np.float32(.08 / 255)
     image = colour[..., :3] * (1 + colour[..., 3:] * texture[..., None]) + noise[..., None]
     return np.floor(np.clip(image, 0, 1) * np.float32(255) + np.float32(.5)).astype(np.uint8), layer
