@@ -1,4 +1,4 @@
-"""One model, one data set, one bank -> one tidy row. Also the rows per image and per part behind it."""
+"""One model, one data set, one bank -> one tidy row. Also the rows per image, per part and per concept behind it."""
 from __future__ import annotations
 
 import zlib
@@ -8,8 +8,9 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from dealkit import metrics
@@ -145,6 +146,46 @@ def part_table(table: pd.DataFrame) -> pd.DataFrame:
     means = table[columns].mean()
     means.index = pd.MultiIndex.from_tuples([tuple(c.split("/")) for c in columns], names=["metric", "part"])
     return means.unstack("part")[list(dict.fromkeys(means.index.get_level_values("part")))]
+
+
+def embed_images(vlm, dataset, n: int = 320, batch_size: int = 128) -> tuple[Tensor, Tensor]:
+    """Embeddings and labels of n images, evenly spread over the data set -> ([n, D] unit norm, [n]), on the CPU."""
+    chosen = np.linspace(0, len(dataset) - 1, min(n, len(dataset))).round().astype(int).tolist()
+    with torch.no_grad():
+        batches = [(vlm.encode_image(batch["image"].to(vlm.device)).cpu(), batch["label"])
+                   for batch in DataLoader(Subset(dataset, chosen), batch_size)]
+    return torch.cat([emb for emb, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+def concept_table(vlm, embedded: tuple[Tensor, Tensor], categories: list[str], bank) -> pd.DataFrame:
+    """How similar is each concept to images of its own category and to images of the others?
+
+    Args:
+        vlm: the model that reads the concepts.
+        embedded: image embeddings [N, D] and labels [N], from `embed_images`.
+        categories: names of the labels; those that the bank lacks are left out.
+        bank: mapping from category to concepts.
+
+    Returns:
+        One row a category and concept: category, concept, own and others (mean cosines), and auc, the probability that
+        an image of the category has a higher cosine than an image of another one (the area under the ROC curve, from
+        the rank sum; ties count half). 0.5 is a concept that tells nothing, below it the concept misleads. NaN where
+        there are no images of the category or no others.
+    """
+    image_emb, labels = embedded
+    rows = []
+    for label, category in enumerate(categories):
+        if category not in bank:
+            continue
+        with torch.no_grad():
+            scores = (image_emb @ vlm.encode_text(bank[category]).cpu().T).double().numpy()       # [N, K]
+        own = (labels == label).numpy()
+        n, rest = own.sum(), (~own).sum()
+        auc = (rankdata(scores, axis=0)[own].sum(0) - n * (n + 1) / 2) / (n * rest) if n and rest else None
+        for k, concept in enumerate(bank[category]):
+            rows.append((category, concept, scores[own, k].mean() if n else np.nan,
+                         scores[~own, k].mean() if rest else np.nan, np.nan if auc is None else auc[k]))
+    return pd.DataFrame(rows, columns=["category", "concept", "own", "others", "auc"])
 
 
 def _localization(maps, part_masks, labels, part_of, parts) -> dict[str, Tensor]:

@@ -26,6 +26,11 @@ OUTLINE = "#35d0ff"            # of the true mask: light blue, which magma does 
 
 def show(fig: Figure, alt: str, dpi: int = 80) -> None:
     """Display a figure as PNG with `alt` as its text alternative, and close it."""
+    display(Image(data=png(fig, dpi), format="png", alt=alt))
+
+
+def png(fig: Figure, dpi: int = 80) -> bytes:
+    """A figure as a small PNG file; closes the figure."""
     file, small = BytesIO(), BytesIO()
     fig.savefig(file, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
     plt.close(fig)
@@ -33,7 +38,7 @@ def show(fig: Figure, alt: str, dpi: int = 80) -> None:
     picture = PIL.Image.open(file).convert("RGB")
     picture = picture.quantize(256, PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE)
     picture.save(small, "png", optimize=True)
-    display(Image(data=small.getvalue(), format="png", alt=alt))
+    return small.getvalue()
 
 
 def image_grid(images: Tensor, titles: list[str] | None = None, columns: int = 8) -> Figure:
@@ -120,6 +125,23 @@ def intervals(differences: pd.DataFrame, metrics_shown: list[str], titles: list[
         axis.tick_params(labelsize=8)
     axes[0, 0].set_yticks(range(len(rows)), rows)
     axes[0, 0].invert_yaxis()
+    return fig
+
+
+def concept_bars(table: pd.DataFrame, title: str = "") -> Figure:
+    """Mean cosine of each concept with images of its own category and of others; the AUC stands beside its name.
+
+    Args:
+        table: rows of one category from `evaluation.concept_table`.
+    """
+    names = [f"{row.concept}   (AUC {row.auc:.2f})" for row in table.itertuples()]
+    both = pd.DataFrame({"concept": names * 2, "cosine": [*table["own"], *table["others"]],
+                         "images": ["of this category"] * len(names) + ["of other categories"] * len(names)})
+    fig, axis = plt.subplots(figsize=(6.5, .5 * len(names) + 1.2), layout="constrained")
+    sns.barplot(both, y="concept", x="cosine", hue="images", palette=["#31688e", "#fdb863"], ax=axis)
+    axis.axvline(0, color="grey", linewidth=1)
+    axis.set(title=title, ylabel="", xlabel="mean cosine with the images")
+    axis.legend(title="images", fontsize=8, loc="center left", bbox_to_anchor=(1, .5))
     return fig
 
 
