@@ -2,6 +2,8 @@
 import json
 
 import pytest
+import torch
+from conftest import tiny_vit
 
 from dealkit.concepts import ConceptBank, check_concepts, concept_prompt, parse_concepts
 
@@ -151,6 +153,76 @@ def test_name_leak(category, concept, leaks):
     assert rules({category: [concept], "other": ["plain surface"]}) == ["name leak"] * leaks
 
 
+@pytest.mark.parametrize("concept, foreign", [
+    ("黑色的头", "黑色的头"),
+    ("чёрная голова", "чёрная, голова"),
+    ("red ずきん crown", "ずきん"),
+    ("μαύρο tail", "μαύρο"),
+    ("bec noir et pointu", "et"),
+    ("pico negro con punta", "con"),
+    ("Kopf MIT Haube", "MIT"),
+    ("coda con il bordo nero", "con, il, nero"),
+    ("jaune d'or", ""),                       # words that any language might have pass: this rule is a coarse sieve
+    ("crème-coloured crown", ""),             # Latin letters with accents
+    ("Y-shaped mark", ""),
+    ("a white e or o", ""),                   # single letters are shapes, not words
+    ("ivory-white tip 2 cm wide", ""),
+    ("white van body", ""),
+])
+def test_language(concept, foreign):
+    table = check_concepts({"tern": [concept]})
+    expected = [["language", f"not English: {foreign}"]] if foreign else []
+    assert table[["rule", "detail"]].values.tolist() == expected
+
+
+class Tower:
+    """A stand-in for a VLM, whose text embeddings are chosen: unit vectors in the plane, by their angle's cosine."""
+
+    def __init__(self, cosines):
+        self.cosines, self.calls = cosines, []
+
+    def encode_text(self, texts):
+        self.calls.append(list(texts))
+        cosine = torch.tensor([self.cosines.get(text, 0.0) for text in texts])
+        return torch.stack([cosine, (1 - cosine**2).sqrt()], dim=1)
+
+
+ALIKE = {"tern": ["forked tail", "swallow-like rump", "black cap"], "crow": ["glossy wing", "shining feathers", "eye"]}
+COSINES = {"forked tail": 1.0, "swallow-like rump": 0.96, "glossy wing": 1.0, "shining feathers": 0.8, "eye": -1.0}
+
+
+def test_a_text_tower_finds_near_duplicates_by_meaning():
+    assert rules(ALIKE) == []
+    table = check_concepts(ALIKE, vlm=Tower(COSINES))
+    assert table.values.tolist() == [
+        ["tern", "swallow-like rump", "near-duplicate", "cosine 0.96 with 'forked tail'"]]
+    table = check_concepts(ALIKE, vlm=Tower(COSINES), max_similarity=0.7)
+    assert table[["concept", "detail"]].values.tolist() == [
+        ["swallow-like rump", "cosine 0.96 with 'forked tail'"],
+        ["shining feathers", "cosine 0.80 with 'glossy wing'"]]
+    assert rules(ALIKE, vlm=Tower(COSINES), max_similarity=0.97) == []
+
+
+def test_a_text_tower_sees_each_phrase_once_in_batches_and_no_blanks():
+    tower = Tower({})
+    bank = {f"c{i}": [f"p{i}", " ", "p0"] for i in range(300)}
+    table = check_concepts(bank, vlm=tower, max_share=1, max_similarity=1)
+    assert [len(call) for call in tower.calls] == [256, 44]
+    assert sorted(sum(tower.calls, [])) == sorted(f"p{i}" for i in range(300))
+    assert table["rule"].tolist() == ["empty", "duplicate"] + ["empty"] * 299, "one fault for one repeat"
+
+
+def test_a_real_text_tower_will_do():
+    vlm, concepts = tiny_vit(), ["red head", "blue wing"]
+    one, two = vlm.encode_text(concepts).detach()
+    cosine = float(one @ two)
+    assert -1 < cosine < 1
+    bank = {"bird": concepts, "other": ["red belly", "blue head"]}
+    assert "near-duplicate" in rules({"bird": concepts}, vlm=vlm, max_similarity=cosine - 1e-6)
+    assert rules({"bird": concepts}, vlm=vlm, max_similarity=cosine + 1e-6) == []
+    assert f"cosine {cosine:.2f} with 'red head'" in check_concepts(bank, vlm=vlm, max_similarity=-0.99)["detail"][0]
+
+
 def test_shared_concepts_are_flagged_beyond_the_share():
     two_of_four = {"a": ["red head", "x y"], "b": ["Red heads", "z"], "c": ["q", "r"], "d": ["s", "t"]}
     assert rules(two_of_four) == [], "half of the categories is still a good question"
@@ -170,6 +242,7 @@ def test_every_violation_has_its_own_row_in_the_order_of_the_bank():
 def test_limits_and_empty_banks_are_refused():
     with pytest.raises(ValueError, match="an empty bank"):
         check_concepts({})
-    for options in ({"count": 0}, {"count": "6"}, {"max_words": 0}, {"max_share": 0}, {"max_share": float("nan")}):
+    for options in ({"count": 0}, {"count": "6"}, {"max_words": 0}, {"max_share": 0}, {"max_share": float("nan")},
+                    {"max_similarity": -1}, {"max_similarity": 1.01}, {"max_similarity": float("nan")}):
         with pytest.raises(ValueError, match="expected a whole count >= 1"):
             check_concepts(GOOD, **options)

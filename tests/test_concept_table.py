@@ -82,7 +82,8 @@ def test_an_edit_reaches_bank_checks_and_picture(editor):
     editor.text.value = "\n".join([*BANK[first][:-1], BANK[first][0] + "s"])
     assert "duplicate" in editor.checks.value and "Rules broken: 1" in editor.checks.value
     assert editor.bank[first] == [*BANK[first][:-1], BANK[first][0] + "s"] != BANK[first]
-    assert editor.bank.provenance["hand_edits"] == [first] and editor.bank[BANK.categories[1]] == BANK[BANK.categories[1]]
+    assert editor.bank.provenance["hand_edits"] == [first]
+    assert editor.bank[BANK.categories[1]] == BANK[BANK.categories[1]]
     assert "word" in editor.checks.value, "the tiny model has no plurals, and the widget says so instead of raising"
     editor.text.value = "\n".join([*BANK[first][1:], BANK[first][0]])
     assert "Rules broken: 0" in editor.checks.value

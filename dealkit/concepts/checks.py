@@ -26,7 +26,7 @@ NON_VISUAL = frozenset("""
 # another language away; two words such as "calotte noire" pass.
 _FOREIGN = frozenset("""
     au aux avec dans des du et les ses une el los las una unos con del der das und mit dem ein eine eines auf schwarze
-    il lo gli di della dello nero com dos uma van een het og och med
+    il lo gli di della dello nero com dos uma een het og och med
 """.split())
 # Words by which a name itself describes a look: "red wing patch" gives nothing away about a "Red-winged Blackbird".
 _LOOKS = frozenset("""

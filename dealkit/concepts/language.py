@@ -110,7 +110,7 @@ def _from_lines(reply: str) -> list[str]:
     lines = [line for line in lines if not _is_prose(line)]
     if len(lines) == 1 and re.search(r"[,;].*[,;]", lines[0]):
         return re.split(r"[,;]", lines[0].rpartition(":")[2])
-    return lines
+    return lines if len(lines) > 1 else []      # a lone line without a marker is more often "No." than a concept
 
 
 def _is_prose(line: str) -> bool:
