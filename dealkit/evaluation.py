@@ -163,7 +163,7 @@ def concept_table(vlm, embedded: tuple[Tensor, Tensor], categories: list[str], b
     Args:
         vlm: the model that reads the concepts.
         embedded: image embeddings [N, D] and labels [N], from `embed_images`.
-        categories: names of the labels; those that the bank lacks are left out.
+        categories: names of the labels; those that the bank lacks are left out (all of them: an error).
         bank: mapping from category to concepts.
 
     Returns:
@@ -171,7 +171,13 @@ def concept_table(vlm, embedded: tuple[Tensor, Tensor], categories: list[str], b
         an image of the category has a higher cosine than an image of another one (the area under the ROC curve, from
         the rank sum; ties count half). 0.5 is a concept that tells nothing, below it the concept misleads. NaN where
         there are no images of the category or no others.
+
+    Raises:
+        ValueError: the bank has none of the categories.
     """
+    if not any(category in bank for category in categories):
+        raise ValueError(f"the bank has none of the categories {', '.join(map(repr, categories[:3]))} ...; use the "
+                         "bank that was made for this data set")
     image_emb, labels = embedded
     rows = []
     for label, category in enumerate(categories):

@@ -55,7 +55,8 @@ class ConceptEditor(ipywidgets.VBox):
         concepts = [line.strip() for line in self.text.value.splitlines() if line.strip()]
         edited = dict(self.bank.concepts) | {category: concepts}
         changed = [name for name in edited if edited[name] != self._original.concepts[name]]
-        edits = [*self._original.provenance.get("hand_edits", []), *changed]
+        before = self._original.provenance.get("hand_edits", [])
+        edits = list(dict.fromkeys([*([before] if isinstance(before, str) else before), *changed]))
         self.bank = ConceptBank(self.bank.name, edited, self._original.provenance | {"hand_edits": edits})
         self._draw()
 
@@ -79,4 +80,5 @@ class ConceptEditor(ipywidgets.VBox):
         category = self.category.value
         if not self.bank[category]:
             raise ValueError("write at least one concept, one a line")
-        return concept_table(self._vlm, self._embedded, self._categories, {category: self.bank[category]})
+        only = ConceptBank(self.bank.name, {category: self.bank[category]})      # a bank: it knows class names too
+        return concept_table(self._vlm, self._embedded, self._categories, only)

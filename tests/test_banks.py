@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from datetime import date
 
+import pandas as pd
 import pytest
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
@@ -153,3 +154,14 @@ def test_imagenet_has_the_class_names_of_open_clip_where_they_are_unique():
     (200, "Common Yellowthroat")])
 def test_cub_is_in_the_order_of_its_numbers(number, category):
     assert load_concepts("cub").categories[number - 1] == category
+
+
+def test_the_guessing_game_has_fair_questions_and_the_figures_that_are_quoted():
+    game = pd.read_csv(data_path("guessing_game.csv"))
+    right = (game["answer"] == game["category"]).groupby(game["others"]).sum()
+    assert right.to_dict() == {"look-alikes": 49, "random": 50}
+    assert game.groupby(["others", "bank"]).size().unstack().values.tolist() == [[20, 20, 10]] * 2
+    for row in game.itertuples():
+        options = row.options.split(" | ")
+        assert len(set(options)) == 10 and row.category in options and row.answer in options
+        assert set(options) <= set(load_concepts(row.bank).categories) and len(row.concepts.split("; ")) == 6

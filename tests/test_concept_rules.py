@@ -246,3 +246,34 @@ def test_limits_and_empty_banks_are_refused():
                     {"max_similarity": -1}, {"max_similarity": 1.01}, {"max_similarity": float("nan")}):
         with pytest.raises(ValueError, match="expected a whole count >= 1"):
             check_concepts(GOOD, **options)
+
+
+@pytest.mark.parametrize("reply", [
+    "cabeza blanca; pico amarillo; alas negras; cola larga; patas rojas; pecho gris",
+    "weißer Kopf; gelber Schnabel; dunkler Rücken; langer Schwanz; rote Beine; graue Brust",
+    "tête blanche; bec jaune; ailes noires; longue queue; pattes rouges; poitrine grise",
+    "testa bianca; becco giallo; ali scure; coda lunga; zampe rosse; petto grigio",
+])
+def test_another_language_without_little_words(reply):
+    phrases = reply.split("; ")
+    assert rules({"tern": phrases}, count=6) == ["language"], "one row about the whole category"
+    assert rules({"tern": [*phrases[:4], "black cap", "forked tail"]}, count=6) == []
+
+
+@pytest.mark.parametrize("concept, word", [
+    ("broad tailless rump", "tailless"), ("legs without feathering", "without"), ("unmarked grey breast", "unmarked")])
+def test_what_is_missing_cannot_be_pointed_at(concept, word):
+    assert check_concepts({"x": [concept]})[["rule", "detail"]].values.tolist() == [
+        ["non-visual", f"cannot be pointed at: {word}"]]
+    assert rules({"x": ["stainless steel lid", "white undertail", "underlined red letters"]}) == []
+
+
+def test_a_bare_part_keeps_its_explanation_so_that_it_is_found_too_long():
+    assert parse_concepts("1. Bill: long, pink and hooked with a grey tip\n2. Red cap") == [
+        "bill: long, pink and hooked with a grey tip", "red cap"]
+
+
+def test_thoughts_and_examples_are_not_the_answer():
+    assert parse_concepts('Perhaps ["red beak"].</think>["black cap", "forked tail"]') == ["black cap", "forked tail"]
+    reply = 'Example: ["red beak", "x y"]. Mine: ["black cap", "forked tail"]'
+    assert parse_concepts(reply) == ["black cap", "forked tail"]

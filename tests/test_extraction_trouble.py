@@ -139,7 +139,7 @@ def test_a_server_that_goes_down_half_way_stops_the_run_and_the_next_goes_on(tmp
     assert {server.counts[bird] for bird in answered} == {1}
 
 
-def test_a_second_run_asks_nothing_and_gives_the_same_bank(tmp_path):
+def test_a_second_run_asks_for_what_is_missing_and_gives_the_same_bank(tmp_path):
     script = {"bird1": [says(REFUSAL), good], "bird2": says(RIGHT["bird2"][:4])}
 
     def bank(**options):
@@ -150,9 +150,16 @@ def test_a_second_run_asks_nothing_and_gives_the_same_bank(tmp_path):
     with LLMServer(script) as server:
         first = bank()
         assert server.counts == {"bird0": 1, "bird1": 2, "bird2": 2, "bird3": 1, "bird4": 1}
-        assert bank() == first and bank(concurrency=1) == first and len(server.asked) == 7
+        assert bank() == first and server.counts["bird2"] == 3, "only what was incomplete, and only its second question"
+        assert bank(concurrency=1) == first and len(server.asked) == 9
         bank(domain="photographs of birds")
-        assert len(server.asked) > 7, "another question has another answer"
+        assert server.counts["bird0"] == 2, "another question has another answer"
+
+
+def test_a_cache_knows_its_server(tmp_path):
+    with LLMServer() as one, LLMServer() as other:
+        assert extract(one, cache=tmp_path) == extract(other, cache=tmp_path)
+    assert len(one.asked) == len(other.asked) == 2
 
 
 def test_without_a_cache_all_is_asked_again(tmp_path, monkeypatch):

@@ -91,7 +91,9 @@ def study_of_banks(processes: int | None) -> pd.DataFrame:
     """Each bank with DEAL and, as its control, with the same captions and no regulariser. Scored with the true bank."""
     rows = {f"{bank} | {method}": config for bank in BANKS
             for method, config in (("contrastive only", DEAL.contrastive_only), ("DEAL", DEAL))}
-    return run_study(rows, cache=CACHE, processes=processes, run=bank_cell)
+    content = json.dumps([make_bank(bank).concepts for bank in BANKS])      # cells of other banks are no cells of these
+    return run_study(rows, cache=CACHE / f"banks-{hashlib.sha256(content.encode()).hexdigest()[:8]}",
+                     processes=processes, run=bank_cell)
 
 
 # column of the table -> its name for a reader, and the paper's Table 1 (ViT-B/32, mean of five data sets, CLIP -> DEAL)

@@ -24,8 +24,8 @@ class ConceptBank(Mapping):
     """Mapping from category to concepts, in the order of the data set's labels, with the record of its making.
 
     Categories are written as words: "Black footed Albatross", "apple pie", "Annual Crop". A data set's own class name
-    finds them too: `bank["001.Black_footed_Albatross"]`, `bank["apple_pie"]`, `bank["AnnualCrop"]`; see
-    `category_name`.
+    finds them too: `bank["001.Black_footed_Albatross"]`, `bank["apple_pie"]`, `bank["AnnualCrop"]`,
+    `bank["american_bulldog"]`; see `category_name`. Capitals do not count where no two categories differ by them only.
 
     Args:
         name: the data set that the bank belongs to.
@@ -57,15 +57,25 @@ class ConceptBank(Mapping):
         return list(self.concepts)
 
     def __getitem__(self, category: str) -> list[str]:
-        for key in (category, category_name(category)):
-            if key in self.concepts:
-                return list(self.concepts[key])
+        key = self._key(category)
+        if key is not None:
+            return list(self.concepts[key])
         raise MissingCategory(
             f"concept bank {self.name!r} has no category {category!r}{_did_you_mean(category, self.concepts)}; its "
             f"{len(self)} categories are in bank.categories. Use the bank made for this data set, or add the category.")
 
     def __contains__(self, category: object) -> bool:
-        return category in self.concepts or category_name(category) in self.concepts
+        return self._key(category) is not None
+
+    def _key(self, category: object) -> str | None:
+        """The category meant by a name: itself, the words behind a class name, or those in other capitals."""
+        if category in self.concepts:
+            return category
+        words = category_name(category)
+        if words in self.concepts or not isinstance(words, str):
+            return words if words in self.concepts else None
+        alike = [name for name in self.concepts if name.casefold() == words.casefold()]
+        return alike[0] if len(alike) == 1 else None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.concepts)

@@ -11,32 +11,11 @@ import pandas as pd
 import torch
 
 from dealkit.concepts.bank import ConceptBank
+from dealkit.concepts.words import ENGLISH, FOREIGN, LOOKS, NON_VISUAL
 
 MAX_WORDS = 5      # a concept is a short phrase; DEAL's own prompt asks for at most five words
 RULES = ("count", "empty", "length", "language", "non-visual", "name leak", "duplicate", "near-duplicate", "shared")
 
-# Words for what nobody can point at in a picture, and praise that only sounds like a description.
-NON_VISUAL = frozenset("""
-    aggressive aromatic beautiful behaviour bitter call characteristic cute delicious diet distinctive eat elegant
-    endangered energetic expensive famous fragrant friendly gentle habitat healthy iconic intelligent live loud loyal
-    melodic migratory native nocturnal noisy nutritious playful popular recognisable savoury scent seasonal smell social
-    song sound spicy tasty traditional typical unique vocal
-""".split())
-# Little words of other languages that are no English words. With letters of another script they give most replies in
-# another language away; two words such as "calotte noire" pass.
-_FOREIGN = frozenset("""
-    au aux avec dans des du et les ses une el los las una unos con del der das und mit dem ein eine eines auf schwarze
-    il lo gli di della dello nero com dos uma een het og och med
-""".split())
-# Words by which a name itself describes a look: "red wing patch" gives nothing away about a "Red-winged Blackbird".
-_LOOKS = frozenset("""
-    a an and at by for from in its of on or the to with
-    red orange yellow green blue purple violet pink brown black white grey gold golden silver scarlet crimson rose ruby
-    olive chestnut rufous buff cream dark light pale bright big large great small little long short broad thick thin
-    round flat pointed sharp forked hooked curved spotted striped barred banded streaked crested tufted horned webbed
-    crown cap head face eye ear cheek chin throat neck collar nape beak breast chest belly flank back wing shoulder rump
-    tail leg foot toe claw feather fur hair coat mane paw nose horn fin scale shell spot stripe bar band ring
-""".split())
 _SAME = {"bill": "beak", "gray": "grey", "color": "colour", "behavior": "behaviour", "savory": "savoury",
          "recognizable": "recognisable", "feet": "foot"}
 _FILLERS = frozenset(("a", "an", "the", "its", "of", "on", "in", "with", "and"))
@@ -47,12 +26,13 @@ def check_concepts(bank: Mapping[str, list[str]], *, count: int | None = None, m
     """List every place where a bank breaks a rule: one row a violation, no rows for a good bank.
 
     Rules: `count` (as many concepts as expected), `empty` (not blank), `length` (at most `max_words` words),
-    `language` (English: no letters of another script, no little words of another language), `non-visual` (no word of
-    `NON_VISUAL`), `name leak` (no word of the category's name, unless it names a colour, a shape or a part),
-    `duplicate` and `near-duplicate` (within a category: the same words, or all words of one inside the other; case,
-    order, plurals, fillers and spelling variants do not count; with a `vlm` also two phrases whose text embeddings have
-    a cosine above `max_similarity`), `shared` (not found in more than `max_share` of the categories, where it could not
-    tell them apart).
+    `language` (English: no letters of another script, no little words of another language, and frequent English words
+    in at least a quarter of four or more phrases), `non-visual` (no word of `NON_VISUAL`, and nothing that is said to
+    be missing: a map of "tailless rump" would look for a tail), `name leak` (no word of the category's name, unless it
+    names a colour, a shape or a part), `duplicate` and `near-duplicate` (within a category: the same words, or all
+    words of one inside the other; case, order, plurals, fillers and spelling variants do not count; with a `vlm` also
+    two phrases whose text embeddings have a cosine above `max_similarity`), `shared` (not found in more than
+    `max_share` of the categories, where it could not tell them apart; in a bank of hundreds this strikes seldom).
 
     Args:
         bank: a `ConceptBank` or any mapping from category to a list of concepts.
@@ -93,6 +73,9 @@ def check_concepts(bank: Mapping[str, list[str]], *, count: int | None = None, m
     for category, phrases in bank.items():
         if len(phrases) != count:
             rows.append((category, "", "count", f"{len(phrases)} concepts, expected {count}"))
+        english = sum(not ENGLISH.isdisjoint(_all_words(phrase)) for phrase in phrases)
+        if len(phrases) >= 4 and english < len(phrases) / 4:
+            rows.append((category, "", "language", f"not English: common words in only {english} of {len(phrases)}"))
         repeats = _repeats(phrases, embedding, max_similarity)
         for j, phrase in enumerate(phrases):
             faults = _phrase_faults(category, phrase, max_words) + repeats.get(j, [])
@@ -111,14 +94,14 @@ def _phrase_faults(category: str, phrase: str, max_words: int) -> list[tuple[str
     if len(phrase.split()) > max_words:
         faults.append(("length", f"{len(phrase.split())} words, at most {max_words} allowed"))
     words = _all_words(phrase)
-    foreign = [word for word in re.findall(r"[^\W\d_]+", phrase) if word.casefold() in _FOREIGN or _not_latin(word)]
+    foreign = [word for word in re.findall(r"[^\W\d_]+", phrase) if word.casefold() in FOREIGN or _not_latin(word)]
     if foreign:
         faults.append(("language", f"not English: {', '.join(foreign)}"))
-    unseen = [word for word in words if word in NON_VISUAL]
+    unseen = [word for word in words if word in NON_VISUAL or _absent(word)]
     if unseen:
         faults.append(("non-visual", f"cannot be pointed at: {', '.join(unseen)}"))
     name = _all_words(category)
-    leaked = [word for word in words if word in name and _look(word) not in _LOOKS]
+    leaked = [word for word in words if word in name and _look(word) not in LOOKS]
     if not leaked and name and f" {' '.join(name)} " in f" {' '.join(words)} ":
         leaked = name      # a name made of looks only ("Black Wing") is given away when it stands there in full
     if leaked:
@@ -172,6 +155,12 @@ def _singular(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
 
 
+def _absent(word: str) -> bool:
+    """"tailless", "without", "unmarked": what is missing cannot be pointed at. (Stainless steel can.)"""
+    return (word in ("without", "no", "not", "lacking", "absent") or word.endswith("less") and word != "stainless"
+            or word.startswith("un") and word.endswith("ed") and not word.startswith("under"))
+
+
 def _look(word: str) -> str:
-    """"winged" -> "wing": the form under which `_LOOKS` lists a word."""
-    return word if word in _LOOKS else word.removesuffix("ed")
+    """"winged" -> "wing": the form under which `LOOKS` lists a word."""
+    return word if word in LOOKS else word.removesuffix("ed")

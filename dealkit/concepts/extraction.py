@@ -15,8 +15,6 @@ from dealkit.concepts.checks import check_concepts
 from dealkit.concepts.language import concept_prompt, parse_concepts
 from dealkit.concepts.server import CannotKeep, Server, client_from_environment
 
-_HOPELESS = (401, 402, 403, 404)      # wrong key, no credit, no such model: every other category would end the same way
-
 
 class ExtractionError(RuntimeError):
     """The server cannot be used, or gave nothing. What it had answered before is in the cache."""
@@ -77,8 +75,10 @@ def extract_concepts(categories: Iterable[str], client=None, model: str | None =
                 raise
             except Exception as error:      # whatever a server can do to a client: it costs one category, not the run
                 failed[category] = ask.clean(str(error) or type(error).__name__)
-                hopeless = getattr(error, "status_code", None) in _HOPELESS
                 in_a_row = 0 if isinstance(error, _BadReply) else in_a_row + 1
+                code = getattr(error, "status_code", None)
+                # 403 may also be one category that a moderator refuses, so it takes three before anything was had
+                hopeless = code in (401, 402) or (code in (403, 404) and not found and in_a_row >= min(3, len(jobs)))
             else:
                 in_a_row = 0
                 asked_again += [category] if again else []
@@ -92,7 +92,8 @@ def extract_concepts(categories: Iterable[str], client=None, model: str | None =
             if in_a_row >= max(2 * concurrency, 8):
                 raise ExtractionError(f"{in_a_row} categories in a row got no answer, the last: {failed[category]}. Is "
                                       f"the server up?{ask.resume_hint}")
-    finally:      # also on Ctrl-C: nothing new is asked, what is under way is waited for and cached
+    finally:      # also on Ctrl-C: no new question, but what is under way, with its retries, is waited for and kept
+        ask.stopped = True
         pool.shutdown(cancel_futures=True)
         bar.close()
     if not found:
@@ -129,9 +130,13 @@ def _concepts_of(ask: Server, category: str, prompt: str, n: int) -> tuple[list[
     concepts = []
     for phrase in second + first:
         trial = concepts + [phrase]
-        if len(concepts) < n and not len(check_concepts({category: trial}, count=len(trial))):
+        faults = check_concepts({category: trial}, count=len(trial))
+        if len(concepts) < n and not faults["concept"].any():
             concepts = trial
-    if not concepts:
+    if len(concepts) < n:
+        ask.forget(messages)      # of no use: a later call may ask again
+    # Phrases that pass one by one may still be no English together.
+    if not concepts or len(check_concepts({category: concepts}, count=len(concepts))):
         ask.forget(messages)
         raise _BadReply(wrong)
     return concepts, True, "" if len(concepts) == n else wrong

@@ -67,7 +67,8 @@ def parse_concepts(reply: str) -> list[str]:
     """
     if not isinstance(reply, str):
         raise TypeError(f"expected the reply as a string, got {type(reply).__name__}; pass the text of the message")
-    reply = re.sub(r"<think>.*?</think>", "", reply, flags=re.DOTALL)      # some models think aloud first
+    # Some models think aloud first; where the server's template opens the tag, only its end is in the reply.
+    reply = re.sub(r"^.*</think>", "", reply, flags=re.DOTALL)
     found = _from_json(reply) or _from_lines(reply)
     concepts = [concept for concept in map(_clean, found) if concept]
     if not concepts:
@@ -77,27 +78,44 @@ def parse_concepts(reply: str) -> list[str]:
 
 
 def _from_json(reply: str) -> list[str]:
-    """All strings of all lists of strings in the text: JSON, or Python with its single quotes and trailing comma."""
+    """The longest list of strings in the text, the last of equals (an example may stand before the answer).
+
+    JSON, or Python with its single quotes and trailing comma. All lists of an object count as one.
+    """
+    value, _ = _decode(reply, reply.find("{"))
+    lists = [item for item in value.values() if _is_list(item)] if isinstance(value, dict) else []
+    if lists:
+        return sum(lists, [])
     found, position = [], reply.find("[")
     while position >= 0:
         value, end = _list_at(reply, position)
-        if value and all(isinstance(item, str) for item in value):
-            found += value
-            position = reply.find("[", end)
-        else:
-            position = reply.find("[", position + 1)
+        if _is_list(value) and len(value) >= len(found):
+            found = value
+        position = reply.find("[", end if _is_list(value) else position + 1)
     return found
 
 
-def _list_at(reply: str, position: int) -> tuple[object, int]:
+def _is_list(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def _decode(reply: str, position: int) -> tuple[object, int | None]:
+    """The JSON value that begins at a position, and where it ends; None where there is none."""
     try:
-        return json.JSONDecoder().raw_decode(reply, position)
+        return json.JSONDecoder().raw_decode(reply, position) if position >= 0 else (None, None)
     except ValueError:
-        end = reply.find("]", position) + 1
-        try:
-            return ast.literal_eval(reply[position:end]), end      # reads literals only, runs nothing
-        except (ValueError, SyntaxError):
-            return None, position
+        return None, None
+
+
+def _list_at(reply: str, position: int) -> tuple[object, int | None]:
+    value, end = _decode(reply, position)
+    if end is not None:
+        return value, end
+    end = reply.find("]", position) + 1
+    try:
+        return ast.literal_eval(reply[position:end]), end      # reads literals only, runs nothing
+    except (ValueError, SyntaxError):
+        return None, position
 
 
 def _from_lines(reply: str) -> list[str]:
@@ -123,7 +141,7 @@ def _is_prose(line: str) -> bool:
 def _clean(text: str) -> str:
     text = " ".join(re.sub(r"\*\*|__|`", "", text).split())
     explained = _BEFORE_EXPLANATION.match(text)
-    if explained and len(text.split()) > MAX_WORDS:
-        text = explained[1]
+    if explained and len(text.split()) > MAX_WORDS and " " in explained[1]:
+        text = explained[1]      # but not "bill: long, pink ...": a bare part would have lost its look
     text = text.strip(" \"'\u201c\u201d\u2018\u2019.,;:*_")
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text      # but "V-shaped tail"

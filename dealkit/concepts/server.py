@@ -28,6 +28,7 @@ class Server:
         self.model, self.cache = model, None if cache is None else Path(cache)
         self.requests = self.from_cache = 0
         self.schema, self._counting = True, threading.Lock()
+        self.stopped = False      # set by Ctrl-C: what is under way may end, nothing new is asked
         if self.cache:
             self.cache.mkdir(parents=True, exist_ok=True)
 
@@ -43,6 +44,8 @@ class Server:
             with self._counting:
                 self.from_cache += 1
             return kept
+        if self.stopped:
+            raise InterruptedError("stopped before it was asked")
         reply = self.clean(self._request(messages))
         if path:
             temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
@@ -63,7 +66,8 @@ class Server:
             self._path(messages).unlink(missing_ok=True)
 
     def _path(self, messages: list[dict]) -> Path | None:
-        key = json.dumps([self.model, messages], sort_keys=True)
+        # The address belongs to it: many a local server calls whatever it has loaded by the same name.
+        key = json.dumps([str(getattr(self.client, "base_url", "")), self.model, messages], sort_keys=True)
         return self.cache and self.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
     def _request(self, messages: list[dict]) -> str:
