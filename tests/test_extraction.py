@@ -184,6 +184,12 @@ def test_an_injection_in_a_name_stays_one_quoted_line_and_only_phrases_come_out(
     assert server.counts == {one_line: 2, "wren": 1}
 
 
+def test_refusals_in_a_row_do_not_stop_the_run_as_silence_does():
+    with LLMServer({bird: says(REFUSAL) for bird in BIRDS[:10]}) as server:
+        with pytest.warns(UserWarning, match="10 of 12 categories"):
+            assert extract(server, BIRDS, concurrency=1).categories == BIRDS[10:]
+
+
 @pytest.mark.parametrize("reply", [
     "",
     "No.",
