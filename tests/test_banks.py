@@ -26,6 +26,7 @@ each_bank = pytest.mark.parametrize("name", SHIPPED)
     ("AnnualCrop", "Annual Crop"),
     ("HerbaceousVegetation", "Herbaceous Vegetation"),
     ("River", "River"),
+    ("040.MacGillivray_Warbler", "MacGillivray Warbler"),      # underscores part its words, so capitals do not
     ("pug", "pug"),
     ("great white shark", "great white shark"),
     ("American Pit Bull Terrier", "American Pit Bull Terrier"),
