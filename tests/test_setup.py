@@ -25,7 +25,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 LINES = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
 PINS = [line for line in LINES if line and not line.startswith("#")]
 # Where the name that is imported is not the name that is installed.
-DISTRIBUTION = {"open_clip": "open-clip-torch", "yaml": "pyyaml", "PIL": "pillow"}
+DISTRIBUTION = {"open_clip": "open-clip-torch", "yaml": "pyyaml", "PIL": "pillow",
+                "skimage": "scikit-image"}
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="this machine has no make")
 
 
@@ -71,7 +72,8 @@ def test_conda_environment_has_the_same_pins():
 
 def test_imports_are_declared():
     core, every = by_name(PROJECT["dependencies"]).keys(), by_name(PINS).keys()
-    extra = by_name(PROJECT["optional-dependencies"]["llm"]).keys()      # imported where it is used, with a clear error
+    optional = PROJECT["optional-dependencies"]
+    extra = by_name(optional["llm"] + optional["hub"]).keys()          # imported where it is used, with a clear error
     assert imported("dealkit") <= core | extra, "dealkit/ imports what pyproject.toml's dependencies lack"
     assert imported("tests", "notebooks", "data") <= every, "requirements.txt lacks what tests or scripts import"
 
