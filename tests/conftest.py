@@ -49,6 +49,11 @@ def wake(vlm: VLM) -> VLM:
     return vlm
 
 
+# what `explain` is tested with: a model to build, and a method that it has
+METHODS = [(tiny_vit, "relevance"), (tiny_vit, "gradcam"), (tiny_vit, "gradeclip"), (tiny_vit, "legrad"),
+           (tiny_resnet, "gradcam")]
+
+
 def random_images(vlm: VLM, count: int = 2, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 3, *vlm.image_size, generator=generator, dtype=torch.float64).to(vlm.dtype)

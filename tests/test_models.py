@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import huggingface_hub
 import open_clip
 import pytest
 import torch
@@ -10,7 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dealkit.models import load_model
+from dealkit.models import hub, load_model, weights
 
 
 def test_preprocess_and_back(vit, birdworld_random):
@@ -67,6 +71,12 @@ def test_dtypes():
         load_model("birdworld-vit", pretrained=None, dtype="int8")
 
 
+@pytest.mark.parametrize("device", ["foo", "", 3.5, f"cuda:{torch.cuda.device_count()}"])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(ValueError, match=f"^device {device!r} is not one that this computer has, .*'cpu'"):
+        load_model("birdworld-vit", pretrained=None, device=device)
+
+
 @pytest.mark.parametrize("name, close", [("ViT-B32", "ViT-B-32"), ("birdworld", "birdworld-vit"), ("RN-50", "RN50")])
 def test_an_unknown_model_brings_close_names(name, close):
     with pytest.raises(ValueError, match=f"unknown model '{name}'.*'{close}'"):
@@ -91,12 +101,46 @@ def test_weights_that_cannot_be_fetched(monkeypatch):
     def no_network(config):
         raise FileNotFoundError("name resolution failed")
 
+    monkeypatch.setattr(weights, "reach_hub", lambda *names: None)
     monkeypatch.setattr(open_clip, "download_pretrained", no_network)
     with pytest.raises(ConnectionError, match=r"name resolution failed.*load_model\('birdworld-vit'\)"):
         load_model("ViT-B-32-quickgelu", "openai")
 
 
+class Refuses(BaseHTTPRequestHandler):
+    def do_HEAD(self):  # noqa: N802
+        self.send_error(405)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_no_way_to_the_hub_is_said_at_once(monkeypatch, tmp_path):
+    """Its own library would try for a minute. Any answer is a way, even a refusal; a file in the cache needs none."""
+    fetched = []
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda config: fetched.append(config) or "weights.bin")
+    with HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        thread = Thread(target=server.handle_request)
+        thread.start()
+        with pytest.raises(ValueError, match="pickle only"):  # so it went on to the download
+            load_model("ViT-B-32-quickgelu", "openai")
+        thread.join()
+    assert len(fetched) == 1
+    with pytest.raises(ConnectionError, match="(?s)could not be fetched.*load_model"):  # nobody listens any more
+        load_model("ViT-B-32-quickgelu", "openai")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE is set"):
+        load_model("ViT-B-32-quickgelu", "openai")
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda repository, name: str(tmp_path / name))
+    with pytest.raises(ValueError, match="pickle only"):
+        load_model("ViT-B-32-quickgelu", "openai")
+    assert len(fetched) == 2
+
+
 def test_weights_that_are_published_as_a_pickle(monkeypatch, tmp_path):
+    monkeypatch.setattr(weights, "reach_hub", lambda *names: None)
     monkeypatch.setattr(open_clip, "download_pretrained", lambda config: str(tmp_path / "open_clip_model.bin"))
     with pytest.raises(ValueError, match="pickle only.*Choose another tag"):
         load_model("ViT-B-32-quickgelu", "openai")

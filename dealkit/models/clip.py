@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dealkit.models.hub import from_hub, hub_name
 from dealkit.models.towers import Tower, check_images, find_tower
 from dealkit.models.weights import BIRDWORLD, check_unresized, find_weights
 from dealkit.models.words import WordTokenizer, check_texts, encode_tokens, tokenize
@@ -49,7 +50,12 @@ class VLM:
         if self.name == BIRDWORLD:
             words = json.loads(data_path("birdworld", "vocab.json").read_text(encoding="utf-8"))
             return WordTokenizer(words, self.model.context_length)
-        return open_clip.get_tokenizer(self.name)
+        hub = hub_name(self.name, "tokenizer") or hub_name(self.name, "model")
+        if hub is None:
+            return open_clip.get_tokenizer(self.name)
+        with from_hub(hub, f"the tokenizer of {self.name}, {hub!r} on the Hugging Face hub",
+                      "pass embeddings [K, D] in the place of texts: they need no tokenizer."):
+            return open_clip.get_tokenizer(self.name)
 
     @cached_property
     def tower(self) -> Tower:
@@ -99,12 +105,16 @@ class VLM:
         Raises:
             TypeError, ValueError: not a list of str, no texts, an empty text, one that is longer than the context, or
                 (Birdworld) a word that the model does not know.
+            ImportError, ConnectionError: a tokenizer from a hub that cannot be had; the message names it.
 
         Example:
             >>> vlm.encode_text(["red head", "blue wing"]).shape
             torch.Size([2, 96])
         """
-        tokens = tokenize(self.tokenizer, check_texts(texts), self.model.context_length)
+        texts = check_texts(texts)
+        # a text tower from the hub may take more tokens than it was trained with, or (mT5) not say how many it takes
+        length = getattr(self.tokenizer, "context_length", None) or self.model.context_length
+        tokens = tokenize(self.tokenizer, texts, length)
         return F.normalize(encode_tokens(self.model, tokens.to(self.device)), dim=-1)
 
     def unnormalise(self, images: Tensor) -> Tensor:
@@ -156,9 +166,11 @@ def load_model(name: str, pretrained: str | Path | None = "default", device: str
         The model, in eval mode.
 
     Raises:
-        ValueError: unknown name, tag or dtype; a tag that belongs to another activation function; a file that is not
-            safetensors or holds another model.
-        ConnectionError: weights that are not on this computer yet and cannot be fetched.
+        ValueError: unknown name, tag or dtype; a device that this computer does not have; a tag that belongs to another
+            activation function; a file that is not safetensors or holds another model.
+        ConnectionError: weights that are not on this computer yet and cannot be fetched; or a text tower that is
+            described on a hub (roberta, xlm-roberta, mt5, nllb), by name.
+        ImportError: such a text tower, where transformers is not installed.
 
     Example:
         >>> vlm = load_model("birdworld-vit")
@@ -174,13 +186,19 @@ def load_model(name: str, pretrained: str | Path | None = "default", device: str
     dtype = DTYPES.get(dtype, dtype)
     if dtype not in DTYPES.values():
         raise ValueError(f"unknown dtype {dtype!r}; expected one of {list(DTYPES)}.")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _find_device(device)
     weights = find_weights(name, pretrained)
     is_file = str(weights).endswith(".safetensors")
     # Birdworld's images are used as rendered, in 0..1.
     as_rendered = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)} if name == BIRDWORLD else None
+    text_tower = hub_name(name, "model")
+    fetch = nullcontext() if text_tower is None else from_hub(
+        text_tower, f"the text tower of {name}, {text_tower!r} on the Hugging Face hub",
+        "choose a model whose text tower open_clip builds itself, such as ViT-B-32-quickgelu.")
     try:
-        model = open_clip.create_model(name, pretrained=weights, force_preprocess_cfg=as_rendered)
+        with fetch:  # without pretrained_text=False, None would mean trained weights for a text tower from the hub
+            model = open_clip.create_model(name, pretrained=weights, pretrained_text=False,
+                                           force_preprocess_cfg=as_rendered)
     except RuntimeError as error:
         if not is_file:
             raise
@@ -189,3 +207,16 @@ def load_model(name: str, pretrained: str | Path | None = "default", device: str
     if is_file:
         check_unresized(weights, model)
     return VLM(name, model.to(device, dtype).eval())
+
+
+def _find_device(device: str | torch.device | None) -> torch.device:
+    """The device to load a model on; None is the GPU where there is one. ValueError where it cannot hold a tensor."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
+        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        here += ["mps"] if torch.backends.mps.is_available() else []
+        raise ValueError(f"device {device!r} is not one that this computer has, {here}; choose one of these, or None "
+                         "for the GPU where there is one.") from error

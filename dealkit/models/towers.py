@@ -1,7 +1,8 @@
 """Which image tower is cut where.
 
-To add a family of towers, write one function `cut(visual, images, block) -> Split` in a file of its own and name it in
-`find_tower`. Nothing here forks, patches or hooks open_clip: a cut calls the stock modules in their order.
+To add a family of towers, write its functions `cut(visual, images, block) -> Split` in a file of its own and name it in
+`find_tower`. `stack.py` and `pooled.py` have all cuts of ViTs, pooled by CLS and by attention, that are taken apart.
+Nothing here forks, patches or hooks open_clip: a cut calls the stock modules in their order.
 """
 
 from __future__ import annotations
@@ -14,9 +15,15 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
+from dealkit.models.flava_tower import FlavaTower, find_flava_family
 from dealkit.models.resnet import cut_resnet
-from dealkit.models.split import Split
-from dealkit.models.vit import cut_vit_attention, cut_vit_features
+from dealkit.models.split import Family, Split, unsupported
+from dealkit.models.timm_towers import find_timm_family
+from dealkit.models.vit import cut_vit_attention, cut_vit_context, cut_vit_exits, cut_vit_features
+from dealkit.models.vit_families import find_vit_family
+
+# kind of variable -> the method of `dealkit.explain` that reads it
+METHODS = {"attention": "relevance", "features": "gradcam", "context": "gradeclip", "exits": "legrad"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,24 +46,33 @@ class Tower:
     methods: tuple[str, ...]
     cuts: dict[str, Callable[[nn.Module, Tensor, int], Split]]
 
+    @property
+    def output_dim(self) -> int:
+        """D, the length of an embedding."""
+        if not isinstance(self.visual, TimmModel):
+            return self.visual.output_dim
+        layers = [layer for layer in self.visual.head.modules() if isinstance(layer, nn.Linear)]
+        return layers[-1].out_features if layers else self.visual.trunk.num_classes or self.visual.trunk.num_features
+
     def split(self, images: Tensor, block: int = -1, kind: str | None = None) -> Split:
         """Run the trunk on a batch and return what is explained, with the head that follows it.
 
         Args:
             images: `[B, 3, H, W]`, as `vlm.preprocess` or a dataset returns them.
             block: transformer block to cut at; -1 is the last.
-            kind: "attention" or "features"; None is the paper's variable for this tower.
+            kind: "attention", "features", "context" or "exits"; None is the paper's variable for this tower.
 
         Raises:
             ValueError: unusable images, a kind this tower does not have, or a block that does not exist.
 
         Example:
             >>> split = vlm.tower.split(images)
-            >>> embedding = split.head(split.variable)  # what vlm.model.encode_image(images) returns
+            >>> embedding = split.head(split.variable)  # as of vlm.model.encode_image(images, normalize=False)
         """
         kind = next(iter(self.cuts)) if kind is None else kind
         if kind not in self.cuts:
-            raise ValueError(f"a {self.family} has no variable of kind {kind!r}; choose one of {list(self.cuts)}.")
+            raise ValueError(f"this tower, {self.family}, has no variable of kind {kind!r}; choose one of "
+                             f"{list(self.cuts)}.")
         images = check_images(images, self.image_size).to(next(self.visual.parameters()))  # its device and dtype
         return self.cuts[kind](self.visual, images, block)
 
@@ -71,26 +87,29 @@ def find_tower(visual: nn.Module) -> Tower:
         size = visual.image_size
         return Tower(visual, "ModifiedResNet", (size, size), (size // 32, size // 32), ("gradcam",),
                      {"features": cut_resnet})
-    family = _family(visual)
-    if family == "CLS-pooled ViT":
-        return Tower(visual, family, tuple(visual.image_size), tuple(visual.grid_size), ("relevance", "gradcam"),
-                     {"attention": cut_vit_attention, "features": cut_vit_features})
-    raise NotImplementedError(f"this image tower is a {family}, which has no cut for explanations yet. Supported: "
-                              "CLS-pooled ViT (ViT-B-32-quickgelu, ViT-L-14, ...) and ModifiedResNet (RN50, ...). "
-                              "Its embeddings work: use vlm.encode_image and vlm.encode_text.")
+    if _is_clip_vit(visual):
+        return Tower(visual, "CLS-pooled ViT", tuple(visual.image_size), tuple(visual.grid_size),
+                     tuple(METHODS.values()), {"attention": cut_vit_attention, "features": cut_vit_features,
+                                               "context": cut_vit_context, "exits": cut_vit_exits})
+    family = _find_family(visual)
+    return Tower(visual, family.name, tuple(visual.image_size), family.grid,
+                 tuple(METHODS[kind] for kind in family.cuts), family.cuts)
 
 
-def _family(visual: nn.Module) -> str:
-    """What kind of tower this is, in the words of an error message."""
+def _is_clip_vit(visual: nn.Module) -> bool:
+    """Whether a tower is a ViT as in CLIP: pooled by CLS, of open_clip's plain blocks."""
+    return (isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
+            and all(isinstance(block, ResidualAttentionBlock) for block in visual.transformer.resblocks))
+
+
+def _find_family(visual: nn.Module) -> Family:
     if isinstance(visual, TimmModel):
-        return f"timm tower ({type(visual.trunk).__name__})"
-    if not isinstance(visual, VisionTransformer):
-        return type(visual).__name__
-    if visual.attn_pool is not None:
-        return "attention-pooled ViT"
-    if not all(isinstance(block, ResidualAttentionBlock) for block in visual.transformer.resblocks):
-        return "ViT with custom attention blocks"
-    return {"tok": "CLS-pooled ViT", "avg": "average-pooled ViT"}.get(visual.pool_type, "ViT without pooling")
+        return find_timm_family(visual)
+    if isinstance(visual, VisionTransformer):
+        return find_vit_family(visual)
+    if isinstance(visual, FlavaTower):
+        return find_flava_family(visual)
+    raise unsupported(f"a {type(visual).__name__}")
 
 
 def check_images(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import open_clip
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from dealkit.models.hub import reach_hub
 from dealkit.paths import data_path
 
 BIRDWORLD = "birdworld-vit"  # the tiny CLIP that comes with dealkit
@@ -72,6 +75,8 @@ def _fetch(name: str, tag: str) -> None:
     if not config.get("hf_hub"):
         raise ValueError(pickled)
     try:
+        repository, file = os.path.split(config["hf_hub"])
+        reach_hub(repository, *([file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]))
         path = open_clip.download_pretrained(config)
     except Exception as error:  # open_clip and the hub raise many kinds; all mean that the file is not here
         raise ConnectionError(f"the weights {tag!r} of {name} are not on this computer and could not be fetched: "
