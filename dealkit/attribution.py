@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, Occlusion
+from captum.attr import FeatureAblation, InputXGradient, IntegratedGradients, LayerGradCam
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from dealkit.maps import cosines, embed_texts
-from dealkit.models import VLM
+from dealkit.models import VLM, Split
 
 METHODS = ("layer_gradcam", "input_x_gradient", "integrated_gradients", "occlusion")
 
@@ -37,6 +37,8 @@ def attribute(vlm: VLM, images: Tensor, texts: Sequence[str] | Sequence[Sequence
       depends on the baseline: a part that has the baseline's colour gets nothing.
     - "occlusion" (Zeiler and Fergus, 2014) covers one grid cell at a time with the mean colour and measures the drop.
       No gradients, nothing to saturate; it misses evidence that is present twice, and the patch itself is unnatural.
+      Captum's Occlusion takes one text at a time; the same numbers come from its feature ablation of the cells, which
+      shows each covered image to all texts.
 
     Methods on pixels keep the positive part of the sum over colours, averaged over each grid cell. The mean colour is 0
     after the model's normalisation (black on Birdworld, whose images are not normalised).
@@ -48,7 +50,7 @@ def attribute(vlm: VLM, images: Tensor, texts: Sequence[str] | Sequence[Sequence
         method: one of the four above.
         steps: points on the path of integrated gradients.
         batch_size: most images in one forward pass; lower it when memory runs out.
-        progress: show a progress bar. Integrated gradients cost K x steps passes an image, occlusion K x (h*w + 1).
+        progress: show a progress bar. Integrated gradients cost K x steps passes an image, occlusion h*w + 1 for any K.
 
     Returns:
         `[B, K, h, w]`, non-negative, without gradient.
@@ -63,25 +65,31 @@ def attribute(vlm: VLM, images: Tensor, texts: Sequence[str] | Sequence[Sequence
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}.")
-    if method == "layer_gradcam" and not isinstance(vlm.model.visual, ModifiedResNet):
-        raise ValueError(f"'layer_gradcam' reads a convolutional feature map; a {vlm.tower.family} has none. Use "
-                         "explain(vlm, images, texts, method='gradcam'), which reads the last block's tokens.")
+    tower = vlm.tower
+    if method == "layer_gradcam" and not isinstance(tower.visual, ModifiedResNet):
+        raise ValueError("'layer_gradcam' reads layer4 of CLIP's ResNet, which this tower, "
+                         f"{tower.family}, does not have. Use explain(vlm, images, texts, method='gradcam').")
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size must be at least 1; they are {steps} and {batch_size}.")
     images = vlm.check_images(images)
-    with torch.no_grad():
-        text_emb = embed_texts(vlm, texts, len(images))
-    text_emb = text_emb.expand(len(images), -1, -1)  # [B, K, D]
-    rows = []
-    with tqdm(total=text_emb.shape[1] * len(images), desc=method, disable=not progress) as bar, torch.enable_grad():
-        for batch, embeddings in zip(images.split(batch_size), text_emb.split(batch_size)):
-            explainer = _explainer(vlm, batch.detach(), method, steps, batch_size)
-            columns = []
-            for column in embeddings.unbind(dim=1):
-                columns.append(explainer(column).detach())
-                bar.update(len(batch))
-            rows.append(torch.stack(columns, dim=1))
-    return torch.cat(rows).to(images.dtype)  # Captum's occlusion always counts in float32
+    with torch.inference_mode(False):
+        with torch.no_grad():
+            text_emb = embed_texts(vlm, texts, len(images)).expand(len(images), -1, -1)  # [B, K, D]
+            images = images.clone() if images.is_inference() else images.detach()
+        rows = []
+        with tqdm(total=text_emb.shape[1] * len(images), desc=method, disable=not progress) as bar, torch.enable_grad():
+            for batch, embeddings in zip(images.split(batch_size), text_emb.split(batch_size)):
+                if method == "occlusion":
+                    rows.append(_occlude(vlm, batch, embeddings, batch_size))
+                    bar.update(embeddings.shape[1] * len(batch))
+                    continue
+                explainer = _explainer(vlm, batch, method, steps, batch_size)
+                columns = []
+                for column in embeddings.unbind(dim=1):
+                    columns.append(explainer(column).detach())
+                    bar.update(len(batch))
+                rows.append(torch.stack(columns, dim=1))
+        return torch.cat(rows).to(images.dtype)
 
 
 def _explainer(vlm: VLM, images: Tensor, method: str, steps: int, batch_size: int) -> Callable[[Tensor], Tensor]:
@@ -92,7 +100,7 @@ def _explainer(vlm: VLM, images: Tensor, method: str, steps: int, batch_size: in
         variable = split.variable.detach().requires_grad_()
         captum = InputXGradient(lambda variable, text: _score(split.head(variable), text))
         return lambda text: _from_variable(
-            captum.attribute(variable, additional_forward_args=text), split.kind, vlm.grid)
+            captum.attribute(variable, additional_forward_args=text), split, vlm.grid)
 
     def forward(pixels: Tensor, text: Tensor) -> Tensor:
         return _score(vlm.model.encode_image(pixels, normalize=False), text)
@@ -100,17 +108,24 @@ def _explainer(vlm: VLM, images: Tensor, method: str, steps: int, batch_size: in
     if method == "layer_gradcam":
         captum = LayerGradCam(forward, vlm.model.visual.layer4)
         return lambda text: captum.attribute(images, additional_forward_args=text, relu_attributions=True)[:, 0]
-    if method == "integrated_gradients":
-        captum = IntegratedGradients(forward)
-        return lambda text: _from_pixels(captum.attribute(
-            images, additional_forward_args=text, n_steps=steps, internal_batch_size=batch_size), vlm.grid)
-    cell = (3, vlm.image_size[0] // vlm.grid[0], vlm.image_size[1] // vlm.grid[1])
-    captum = Occlusion(forward)
-    at_once = max(1, batch_size // len(images))
-    # Captum writes a window's drop to every pixel and colour in it; one colour says it all
+    captum = IntegratedGradients(forward)
     return lambda text: _from_pixels(captum.attribute(
-        images, additional_forward_args=text, sliding_window_shapes=cell, strides=cell,
-        perturbations_per_eval=at_once)[:, :1], vlm.grid)
+        images, additional_forward_args=text, n_steps=steps, internal_batch_size=batch_size), vlm.grid)
+
+
+def _occlude(vlm: VLM, images: Tensor, text_emb: Tensor, batch_size: int) -> Tensor:
+    """The drop of each text's score when a grid cell is covered: `[B, K, D]` embeddings -> `[B, K, h, w]`.
+
+    Captum ablates a grid of ones that lets the pixels through.
+    """
+    def forward(seen: Tensor, pixels: Tensor, texts: Tensor) -> Tensor:
+        covered = pixels * F.interpolate(seen, pixels.shape[-2:], mode="nearest")
+        return cosines(vlm.model.encode_image(covered, normalize=False), texts)  # [images, K]
+
+    drops = FeatureAblation(forward).attribute(
+        images.new_ones(len(images), 1, *vlm.grid), additional_forward_args=(images, text_emb),
+        perturbations_per_eval=max(1, batch_size // len(images)))
+    return drops.unflatten(0, text_emb.shape[:2])[:, :, 0].relu()  # one row for each image and text
 
 
 def _score(embedding: Tensor, text: Tensor) -> Tensor:
@@ -118,10 +133,10 @@ def _score(embedding: Tensor, text: Tensor) -> Tensor:
     return cosines(embedding, text[:, None])[:, 0]
 
 
-def _from_variable(products: Tensor, kind: str, grid: tuple[int, int]) -> Tensor:
-    """Gradient times variable -> `[B, h, w]`: patches of the CLS row, averaged over heads, or summed over channels."""
-    if kind == "attention":
-        return products.relu().mean(dim=1)[:, 1:].unflatten(1, grid)
+def _from_variable(products: Tensor, split: Split, grid: tuple[int, int]) -> Tensor:
+    """Gradient times variable -> `[B, h, w]`: patches of the pooling row, mean over heads, or summed over channels."""
+    if split.kind == "attention":
+        return products.relu().mean(dim=1)[:, split.prefix:].unflatten(1, grid)
     return products.sum(dim=1).relu()
 
 

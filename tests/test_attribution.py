@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from captum.attr import Occlusion
 from conftest import random_embeddings, random_images, tiny_resnet, tiny_vit, tiny_vlm
 
 from dealkit.attribution import METHODS, attribute
@@ -83,8 +84,30 @@ def test_occlusion_equals_covering_each_cell():
                 covered[:, :, 8 * i:8 * i + 8, 8 * j:8 * j + 8] = 0
                 expected[:, 0, i, j] = score(vlm, images, texts[0]) - score(vlm, covered, texts[0])
     maps = attribute(vlm, images, texts, method="occlusion", **SMALL)
-    torch.testing.assert_close(maps, expected.relu(), atol=1e-6, rtol=1e-4)  # Captum counts in float32
+    torch.testing.assert_close(maps, expected.relu())
     assert maps.max() > 1e-3
+
+
+@pytest.mark.parametrize("build", [tiny_vit, tiny_resnet])
+def test_occlusion_equals_captums_for_one_text_at_a_time(build):
+    vlm = build()
+    images, texts = random_images(vlm), random_embeddings(vlm, 2, 3)
+    maps = attribute(vlm, images, texts, method="occlusion", **SMALL)
+    cell = (3, images.shape[2] // vlm.grid[0], images.shape[3] // vlm.grid[1])
+    captum = Occlusion(lambda x, text: F.cosine_similarity(vlm.model.encode_image(x), text))
+    for k in range(3):
+        drops = captum.attribute(images, additional_forward_args=texts[:, k], sliding_window_shapes=cell, strides=cell)
+        expected = drops[:, 0, ::cell[1], ::cell[2]].relu()
+        torch.testing.assert_close(maps[:, k], expected, atol=1e-6, rtol=1e-4, check_dtype=False)  # float32 in Captum
+        assert expected.max() > 1e-3
+
+
+def test_occlusion_shows_each_covered_image_to_all_texts():
+    vlm, passes = tiny_vit(), []
+    handle = vlm.model.visual.conv1.register_forward_hook(lambda module, args, out: passes.append(len(out)))
+    attribute(vlm, random_images(vlm, 3), random_embeddings(vlm, 5), method="occlusion", batch_size=7)
+    handle.remove()
+    assert sum(passes) == 3 * (1 + 4 * 3) and max(passes) <= 7
 
 
 @cases
@@ -109,6 +132,18 @@ def test_nothing_is_left_behind(build, method):
     assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in vlm.model.modules())
 
 
+@cases
+def test_maps_where_gradients_are_switched_off(build, method):
+    """Images and texts that were made in inference mode can have no gradient; the maps are the same all the same."""
+    vlm = build()
+    images, texts = random_images(vlm), ["red head", "blue wing"]
+    expected = attribute(vlm, images, texts, method=method, **SMALL)
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            for form in (texts, vlm.encode_text(texts)):
+                torch.testing.assert_close(attribute(vlm, images + 0, form, method=method, **SMALL), expected)
+
+
 def test_a_progress_bar_is_there_when_asked_for(capsys):
     vlm = tiny_vit()
     attribute(vlm, random_images(vlm), ["red"], method="occlusion", **SMALL)
@@ -122,7 +157,7 @@ def test_bad_input():
     images = random_images(vlm)
     with pytest.raises(ValueError, match=f"unknown method 'magic'.*{', '.join(METHODS)}"):
         attribute(vlm, images, ["red"], method="magic")
-    with pytest.raises(ValueError, match="CLS-pooled ViT.*method='gradcam'"):
+    with pytest.raises(ValueError, match="this tower, CLS-pooled ViT, does not have.*method='gradcam'"):
         attribute(vlm, images, ["red"], method="layer_gradcam")
     for options in ({"steps": 0}, {"batch_size": 0}):
         with pytest.raises(ValueError, match="at least 1"):
@@ -131,7 +166,7 @@ def test_bad_input():
         attribute(vlm, images, "red")
     with pytest.raises(ValueError, match="empty batch"):
         attribute(vlm, images[:0], ["red"])
-    average_pooled = tiny_vlm(layers=1, width=16, head_width=8, patch_size=8, image_size=16, pool_type="avg")
+    unsupported = tiny_vlm(layers=1, width=16, head_width=8, patch_size=8, image_size=16, pool_type="none")
     for method in METHODS:
-        with pytest.raises(NotImplementedError, match="average-pooled ViT"):
-            attribute(average_pooled, random_images(average_pooled), ["red"], method=method)
+        with pytest.raises(NotImplementedError, match="ViT without pooling"):
+            attribute(unsupported, random_images(unsupported), ["red"], method=method)

@@ -9,9 +9,10 @@ from captum.attr import LayerGradCam
 from conftest import random_embeddings, random_images, tiny_resnet, tiny_vit
 
 from dealkit import normalize
-from dealkit.maps import contributions, explain, normalize_maps, to_maps
+from dealkit.maps import VARIABLES, contributions, explain, normalize_maps, to_maps
 
-TINY = {"relevance": tiny_vit, "gradcam on a ViT": tiny_vit, "gradcam": tiny_resnet}
+TINY = {"relevance": tiny_vit, "gradcam on a ViT": tiny_vit, "gradeclip": tiny_vit, "legrad": tiny_vit,
+        "gradcam": tiny_resnet}
 cases = pytest.mark.parametrize("case", TINY)
 
 
@@ -171,7 +172,7 @@ def test_detached_maps_leave_a_training_graph_whole(case):
     """The variant with detached maps: a constant, made from the same split that carries the contrastive gradient."""
     vlm = TINY[case]()
     images, texts = random_images(vlm), random_embeddings(vlm, 2)
-    split = vlm.tower.split(images, kind="attention" if case == "relevance" else "features")
+    split = vlm.tower.split(images, kind=VARIABLES[case.split()[0]])
     maps = to_maps(contributions(split, texts, vlm.grid))
     assert not maps.requires_grad
     torch.testing.assert_close(maps, explain_case(case, vlm, images, texts))

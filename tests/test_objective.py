@@ -63,7 +63,8 @@ def test_a_number_in_quotes_is_named(name):
 
 
 @pytest.mark.parametrize("method, overlap, aggregate", [("relevance", "cosine", "max"), ("relevance", "product", "sum"),
-                                                        ("gradcam", "product", "max")])
+                                                        ("gradcam", "product", "max"),
+                                                        ("gradeclip", "cosine", "max"), ("legrad", "product", "sum")])
 def test_every_term_is_what_the_public_functions_say(method, overlap, aggregate):
     """The maps are those of each image's own concepts, explained one image at a time."""
     vlm = bird_vlm()
@@ -84,7 +85,7 @@ def test_every_term_is_what_the_public_functions_say(method, overlap, aggregate)
     total = terms["contrastive"] + sum(weight * terms[name] for name, weight in zip(
         REGULARISERS, (config.lambda_disentangle, config.gamma_localize, config.guard)))
     assert torch.allclose(terms["total"], total, rtol=1e-6)
-    if method == "gradcam":                                              # one head: the guard sees the signed maps
+    if method in ("gradcam", "gradeclip"):                               # one head: the guard sees the signed maps
         signed = torch.cat([explain(vlm, i[None], row, method, signed=True) for i, row in zip(images, texts)])
         assert torch.allclose(terms["guard"], guard_loss(signed, .9), rtol=1e-4)
 
@@ -104,11 +105,11 @@ def moved(term, parameters) -> float:
 
 @pytest.mark.parametrize("term", REGULARISERS)
 @pytest.mark.parametrize("overlap, aggregate", [("product", "sum"), ("cosine", "max")])
-@pytest.mark.parametrize("tower", ["vit", "vit gradcam", "resnet"])
+@pytest.mark.parametrize("tower", ["vit", "vit gradcam", "vit gradeclip", "vit legrad", "resnet"])
 def test_every_term_alone_trains_the_first_and_the_last_block(term, overlap, aggregate, tower):
     vlm = bird_resnet() if tower == "resnet" else bird_vlm()
     config = replace(DEAL, overlap=overlap, aggregate=aggregate, guard_share=1.,
-                     method="gradcam" if "gradcam" in tower else None)
+                     method=tower.split()[1] if " " in tower else None)
     objective, batch = one_batch(vlm, config, size=vlm.image_size[0])
     terms = objective(*batch)
     for block in vision_parameters(vlm):
@@ -118,6 +119,18 @@ def test_every_term_alone_trains_the_first_and_the_last_block(term, overlap, agg
     terms = DealObjective(vlm, BANK, replace(config, stop_text_gradient=True))(*batch)
     assert moved(terms[term], [*text, *vlm.model.token_embedding.parameters(), vlm.model.text_projection]) == 0
     assert moved(terms[term], vision_parameters(vlm)[0]) > 1e-7 and moved(terms["contrastive"], text) > 1e-7
+
+
+@pytest.mark.parametrize("method", ["relevance", "gradcam", "gradeclip", "legrad"])
+def test_the_embedding_and_all_maps_come_from_one_pass_through_the_trunk(method):
+    vlm, calls = bird_vlm(), []
+    objective, batch = one_batch(vlm, replace(DEAL, method=method))
+    blocks = [vlm.model.visual.conv1, *(block.ln_1 for block in vlm.model.visual.transformer.resblocks)]
+    handles = [layer.register_forward_hook(lambda *_: calls.append(1)) for layer in blocks]
+    objective(*batch)["total"].backward()
+    for handle in handles:
+        handle.remove()
+    assert len(calls) == len(blocks)
 
 
 @pytest.mark.parametrize("config", [replace(DEAL, detach_maps=True), DEAL.contrastive_only])

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from dealkit.inputs import category_names
 from dealkit.training.checkpoint import load_checkpoint, prepare_folder, save_checkpoint, write_text
 from dealkit.training.config import DealConfig
 from dealkit.training.objective import TERMS, DealObjective
@@ -39,8 +40,12 @@ def finetune(vlm, train_set, bank, config: DealConfig, out_dir: str | Path | Non
     Returns:
         One row a step: step, epoch, contrastive, disentangle, localize, guard, total (the weighted sum), dead_maps.
 
+    Warns:
+        UserWarning: some categories have more concepts than others; the regularisers use as many as all of them have.
+
     Raises:
         KeyError: a category is missing from the bank.
+        TypeError: a training set without `categories`.
         ValueError: an empty training set; resume without out_dir, or with another config, set or bank; an image
             without a category; a single concept.
         FloatingPointError: a term or a gradient became NaN or infinite; names the step and the term.
@@ -51,7 +56,8 @@ def finetune(vlm, train_set, bank, config: DealConfig, out_dir: str | Path | Non
     if len(train_set) == 0:
         raise ValueError("the training set is empty; look at how it was loaded, or at the n it was made with")
     # a category missing from the bank raises with its remedy, before any work
-    concepts = {category: bank[category] for category in train_set.categories}
+    names = category_names(train_set)
+    concepts = {category: bank[category] for category in names}
     settings = asdict(config) | {"images": len(train_set), "concepts": concepts}
     folder = prepare_folder(out_dir, resume) if out_dir is not None else None
     objective = DealObjective(vlm, bank, config)
@@ -70,7 +76,7 @@ def finetune(vlm, train_set, bank, config: DealConfig, out_dir: str | Path | Non
         loader = DataLoader(train_set, batch_sampler=batches[done:])
         bar = tqdm(loader, initial=done, total=len(batches), desc="fine-tuning", disable=not progress, leave=False)
         for step, batch in enumerate(bar, start=done):
-            terms = _step(objective, optimizer, batch, train_set.categories, step)
+            terms = _step(objective, optimizer, batch, names, step)
             history.append([terms[name] for name in TERMS])
             bar.set_postfix(contrastive=f"{terms['contrastive']:.2f}", disentangle=f"{terms['disentangle']:.2f}")
             if folder and ((step + 1) % save_every == 0 or step + 1 == len(batches)):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dealkit.inputs import concept_lists
 from dealkit.losses import contrastive_loss, disentangle_loss, guard_loss, localize_loss
 from dealkit.maps import VARIABLES, choose_method, contributions, to_maps
 from dealkit.normalize import is_dead
@@ -27,11 +28,11 @@ class DealObjective(nn.Module):
         choose_method(vlm.tower, config.method)                  # an unknown one stops here, before any step
         self.model = vlm.model                                   # registered, so that parameters() are the model's
         self.vlm, self.bank, self.config = vlm, bank, config
-        self.n_concepts = min(len(concepts) for _, concepts in bank.items())
-        if self.n_concepts < 2:
-            poor = [category for category, concepts in bank.items() if len(concepts) < 2]
+        poor = [category for category, concepts in bank.items() if len(concepts) < 2]
+        if poor:
             raise ValueError(f"{', '.join(poor[:5])}: fewer than two concepts in the bank, so there is nothing to "
                              "disentangle; give every category at least two")
+        _, self.n_concepts = concept_lists(bank, list(bank))
 
     def forward(self, images: torch.Tensor, categories: list[str], captions: list[str],
                 true: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
