@@ -13,9 +13,10 @@ from dealkit.evaluation import centre_maps, image_table, part_table, random_maps
 
 NAMES = ["accuracy", "concept_accuracy", "worst_group_accuracy", "overlap_cosine", "overlap_product",
          "disentanglability", "insertion_fidelity", "insertion_auc", "deletion_auc", "pointing_game",
-         "mass_in_mask", "iou", "dead_maps"]
-MASKED = ["pointing_game", "mass_in_mask", "iou"]
-INSERTED = ["insertion_fidelity", "insertion_auc", "deletion_auc"]
+         "mass_in_mask", "iou", "dead_maps", "insertion_auc_mean", "deletion_auc_mean", "best_iou"]
+OPTIONAL = ["point_hits", "point_mass", "infidelity", "max_sensitivity"]     # test_evaluation_options.py
+MASKED = ["pointing_game", "mass_in_mask", "iou", "best_iou"]
+INSERTED = ["insertion_fidelity", "insertion_auc", "deletion_auc", "insertion_auc_mean", "deletion_auc_mean"]
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +46,11 @@ def similarity(vlm, image, texts) -> list[float]:
 
 
 def test_the_row_has_the_columns_of_the_design(vlm, birds):
-    row = evaluate(vlm, birds, BANK, insertion_images=4)
-    expected = [column for name in NAMES for column in (name, f"{name}_low", f"{name}_high")]
-    assert list(row.index) == [*expected, "n"] and row["n"] == 32
-    assert row.notna().all()
+    row = evaluate(vlm, birds, BANK, insertion_images=4, perturbed_images=0)
+    columns, optional = ([f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+                         for names in (NAMES, OPTIONAL))
+    assert list(row.index) == [*columns, *optional, "n"] and row["n"] == 32
+    assert row[columns].notna().all() and row[optional].isna().all()
     for name in NAMES:
         assert row[f"{name}_low"] - 1e-9 <= row[name] <= row[f"{name}_high"] + 1e-9, name
     for name in set(NAMES) - {"overlap_product", *INSERTED[1:]}:
@@ -101,6 +103,7 @@ def test_the_metrics_of_maps_are_those_of_explain(vlm, birds):
         for name, value in {"overlap_cosine": metrics.overlap(maps, "cosine"), "iou": metrics.iou(maps, masks),
                             "overlap_product": metrics.overlap(maps, "product"), "dead_maps": metrics.dead_maps(maps),
                             "mass_in_mask": metrics.mass_in_mask(maps, masks),
+                            "best_iou": metrics.best_iou(maps, masks),
                             "pointing_game": metrics.pointing_game(maps, masks)}.items():
             assert table.loc[i, name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
         for part, value in zip(PARTS, metrics.mass_in_mask(maps, masks, reduction="none")[0]):
@@ -118,13 +121,14 @@ def test_insertion_and_deletion_pair_each_image_with_its_own_concepts(vlm, birds
     table = image_table(vlm, birds, BANK, insertion_images=4, batch_size=10)
     probed = table.index[table["insertion_auc"].notna()].tolist()
     assert probed == [0, 10, 21, 31]                                     # evenly spread
-    for i in probed:
+    for i in probed[1:3]:
         item = birds[i]
         concepts = BANK[birds.categories[item["label"]]]
         maps = explain(vlm, item["image"][None], concepts)
         score = lambda x, k: torch.tensor([similarity(vlm, image, [concepts[k]])[0] for image in x])  # noqa: B023, E731
         for name in INSERTED:
-            expected = getattr(metrics, name)(score, item["image"][None], maps)
+            baseline = {"baseline": "mean"} if name.endswith("_mean") else {}
+            expected = getattr(metrics, name.removesuffix("_mean"))(score, item["image"][None], maps, **baseline)
             assert table.loc[i, name] == pytest.approx(expected, abs=1e-3)
 
 
@@ -133,13 +137,14 @@ def test_insertion_and_deletion_pair_each_image_with_its_own_concepts(vlm, birds
 
 def test_an_explainer_that_knows_the_masks_scores_one(vlm, birds):
     row = evaluate(vlm, birds, BANK, explainer=knows_the_masks(birds), insertion_images=0)
-    assert [row[name] for name in MASKED] == pytest.approx([1, 1, 1])
+    assert [row[name] for name in MASKED] == pytest.approx([1, 1, 1, 1])
     assert row["overlap_cosine"] == row["overlap_product"] == row["dead_maps"] == 0
 
 
 def test_an_explainer_that_takes_one_part_for_another_scores_nothing(vlm, birds):
     row = evaluate(vlm, birds, BANK, explainer=knows_the_masks(birds, (1, 2, 3, 4, 0)), insertion_images=0)
-    assert [row[name] for name in MASKED] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert [row[name] for name in MASKED[:3]] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert row["best_iou"] < .1                                          # the whole image, where nothing else is right
 
 
 def test_a_mask_is_found_by_the_part_that_a_concept_names(vlm, birds):
@@ -147,7 +152,7 @@ def test_a_mask_is_found_by_the_part_that_a_concept_names(vlm, birds):
     bank = ConceptBank("birds", {name: [c[3], "a bird", c[0]] for name, c in BANK.items()})
     oracle = knows_the_masks(birds, (3, 2, 0))
     table = image_table(vlm, birds, bank, explainer=oracle, insertion_images=0)
-    assert summarise(table)[MASKED].tolist() == pytest.approx([1, 1, 1])
+    assert summarise(table)[MASKED].tolist() == pytest.approx([1, 1, 1, 1])
     assert table["iou/belly"].isna().all() and (table["iou/tail"] > .99).all()
 
 
@@ -173,8 +178,8 @@ def test_random_maps_differ_between_images_and_concepts(vlm, birds):
 
 @pytest.mark.parametrize("explainer", [None, random_maps, centre_maps])
 def test_the_batch_size_changes_nothing(vlm, birds, explainer):
-    tables = [image_table(vlm, birds, BANK, explainer=explainer, insertion_images=2, batch_size=size)
-              for size in (32, 5)]
+    tables = [image_table(vlm, birds, BANK, explainer=explainer, insertion_images=2, perturbed_images=2,
+                          batch_size=size) for size in (32, 5)]
     tables = [table.reindex(sorted(table), axis=1).to_numpy(float) for table in tables]
     assert np.allclose(*tables, rtol=1e-4, atol=1e-5, equal_nan=True)
 
@@ -206,7 +211,7 @@ def test_without_masks_nothing_reads_them(vlm, birds):
     told = evaluate(vlm, birds, BANK, masks=False, insertion_images=0)
     hidden = evaluate(vlm, Hidden(), BANK, insertion_images=0)
     for row in (told, hidden):
-        columns = [f"{name}{end}" for name in MASKED + INSERTED for end in ("", "_low", "_high")]
+        columns = [f"{name}{end}" for name in MASKED + INSERTED + OPTIONAL for end in ("", "_low", "_high")]
         assert row[columns].isna().all() and row.drop(columns).notna().all()
     assert told.equals(hidden)
 

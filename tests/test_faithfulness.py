@@ -57,6 +57,14 @@ def test_blur_removes_what_is_as_small_as_a_part():
     assert torch.allclose(metrics.blur(torch.full((1, 3, 80, 80), 0.4)), torch.tensor(0.4))
 
 
+def test_the_mean_baseline_is_each_images_own_colour():
+    images = torch.stack([torch.zeros(3, 2, 2), torch.arange(12.0).view(3, 2, 2)])
+    blank = metrics.without_content(images, "mean")
+    assert blank.shape == images.shape and (blank[0] == 0).all()
+    assert torch.equal(blank[1], torch.tensor([1.5, 5.5, 9.5]).view(3, 1, 1).expand(3, 2, 2))
+    assert torch.equal(metrics.without_content(images), metrics.blur(images))
+
+
 # --- curves known by hand -------------------------------------------------------------------------
 
 def test_the_curve_of_an_oracle_map_by_hand():
@@ -89,6 +97,17 @@ def test_insertion_and_deletion_areas_by_hand():
     assert metrics.deletion_auc(score, images, -oracle, 4) == pytest.approx((first + rest * high).mean().item())
 
 
+@pytest.mark.parametrize("grid", [3, 4])      # neither divides 13: up-sampling leaves roundings on a constant map
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.9])
+def test_equal_pixels_go_from_top_left_to_bottom_right(grid, value):
+    seen = []
+    start = torch.zeros(1, 3, 13, 13)
+    metrics.replacement_curve(lambda x, k: (seen.append(x), x.mean(dim=(1, 2, 3)))[1], start, start + 1,
+                              torch.full((1, 1, grid, grid), value), steps=13)
+    assert all((batch[0, :, :step] == 1).all() and (batch[0, :, step:] == 0).all() for step, batch in enumerate(seen))
+    assert len(seen) == 14
+
+
 # --- against plain loops --------------------------------------------------------------------------
 
 def curve_by_loops(score, start, end, maps, steps):
@@ -107,23 +126,29 @@ def curve_by_loops(score, start, end, maps, steps):
     return curve
 
 
-@pytest.mark.parametrize("steps", [1, 5, 7])
-def test_all_three_metrics_equal_plain_loops_for_every_image_and_concept(steps):
+@pytest.mark.parametrize("steps, baseline", [(1, "blur"), (5, "blur"), (7, "blur"), (1, "mean"), (7, "mean")])
+def test_all_metrics_equal_plain_loops_for_every_image_and_concept(steps, baseline):
     images, maps, score = random_case()
     fine = torch.nn.functional.interpolate(maps, size=(SIZE, SIZE), mode="bilinear")
-    blurred = metrics.blur(images)
-    inserted = curve_by_loops(score, blurred, images, fine, steps)
-    deleted = curve_by_loops(score, images, blurred, fine, steps)
+    blank = metrics.blur(images)
+    if baseline == "mean":
+        for b in range(len(images)):
+            for channel in range(3):
+                blank[b, channel] = images[b, channel].sum() / SIZE ** 2
+    inserted = curve_by_loops(score, blank, images, fine, steps)
+    deleted = curve_by_loops(score, images, blank, fine, steps)
     fidelity = np.mean([np.clip(abs(s - inserted[0]) / abs(inserted[-1] - inserted[0]), 0, 1)
                         for s in inserted[1:]], axis=0)
 
     def area(curve):
         return sum((curve[t] + curve[t + 1]) / 2 / steps for t in range(steps))
 
-    assert np.allclose(metrics.insertion_fidelity(score, images, maps, steps, "none"), fidelity)
-    assert np.allclose(metrics.insertion_auc(score, images, maps, steps, "none"), area(inserted))
-    assert np.allclose(metrics.deletion_auc(score, images, maps, steps, "none"), area(deleted))
-    assert metrics.insertion_fidelity(score, images, maps, steps) == pytest.approx(fidelity.mean())
+    assert np.allclose(metrics.insertion_auc(score, images, maps, steps, "none", baseline), area(inserted))
+    assert np.allclose(metrics.deletion_auc(score, images, maps, steps, "none", baseline), area(deleted))
+    if baseline == "blur":
+        assert np.allclose(metrics.insertion_fidelity(score, images, maps, steps, "none"), fidelity)
+        assert metrics.insertion_fidelity(score, images, maps, steps) == pytest.approx(fidelity.mean())
+        assert metrics.insertion_auc(score, images, maps, steps) == pytest.approx(area(inserted).mean())   # the default
 
 
 def test_a_batch_gives_what_its_images_and_concepts_give_alone():
@@ -187,6 +212,8 @@ IMAGES, MAPS, SCORE = random_case()
 
 @pytest.mark.parametrize("call, error, match", [
     (lambda: metrics.insertion_fidelity(SCORE, IMAGES[:2], MAPS), ValueError, r"one row of maps per image"),
+    (lambda: metrics.insertion_auc(SCORE, IMAGES[:, :, :3], MAPS), ValueError, r"\(4, 4\) are finer than the \(3, 8\)"),
+    (lambda: metrics.replacement_curve(SCORE, IMAGES, IMAGES[:, :1], MAPS, 4), ValueError, r"nt \(3, 1, 8, 8\)"),
     (lambda: metrics.insertion_fidelity(SCORE, IMAGES, MAPS[0]), ValueError, r"expected 4 axes, \[B, K, h, w\]"),
     (lambda: metrics.insertion_fidelity(SCORE, IMAGES, MAPS * float("nan")), ValueError, r"maps hold NaN"),
     (lambda: metrics.insertion_fidelity(SCORE, IMAGES, MAPS, steps=0), ValueError, r"steps is 0; expected .* from 1"),
@@ -199,6 +226,8 @@ IMAGES, MAPS, SCORE = random_case()
     (lambda: metrics.deletion_auc(lambda x, k: 1.0, IMAGES, MAPS), ValueError, r"score\(images, 0\) gave float"),
     (lambda: metrics.deletion_auc(lambda x, k: x, IMAGES, MAPS), ValueError, r"floating point of shape \(3,\)"),
     (lambda: metrics.deletion_auc(lambda x, k: SCORE(x, k) / 0, IMAGES, MAPS), ValueError, r"is NaN or infinite"),
+    (lambda: metrics.insertion_auc(SCORE, IMAGES, MAPS, baseline="black"), ValueError, r"'black'; .* 'blur', 'mean'"),
+    (lambda: metrics.without_content(IMAGES.long(), "mean"), TypeError, r"images are torch.int64"),
     (lambda: metrics.blur(IMAGES, share=0), ValueError, r"share is 0; expected a positive share"),
     (lambda: metrics.blur(IMAGES.tolist()), TypeError, r"images are list"),
 ])

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from dealkit import metrics
-from dealkit.metrics import classification, entanglement, faithfulness, intervals, localization
+from dealkit.metrics import (
+    classification,
+    entanglement,
+    faithfulness,
+    intervals,
+    localization,
+    perturbation,
+    points,
+    similarity,
+)
 
 
 def maps_and_masks(*shape, size, seed=0):
@@ -21,7 +30,8 @@ def maps_and_masks(*shape, size, seed=0):
     return torch.from_numpy(rng.random(shape)), masks
 
 
-@pytest.mark.parametrize("module", [classification, entanglement, faithfulness, intervals, localization])
+@pytest.mark.parametrize("module", [classification, entanglement, faithfulness, intervals, localization, perturbation,
+                                    points, similarity])
 def test_the_examples_in_the_docstrings_run(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0

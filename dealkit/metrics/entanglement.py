@@ -27,7 +27,8 @@ def overlap(maps: Tensor, kind: str = "cosine", reduction: str = "mean") -> Tens
     Raises:
         TypeError, ValueError: not `[B, K >= 2, h, w]`, not floating point, NaN, unknown kind or reduction.
 
-    Source: `R_disentangle` of DEAL (Li et al., ECCV 2024) for "product"; "cosine" is ours.
+    Source: `R_disentangle` of DEAL (Li et al., ECCV 2024) for "product". "cosine" is ours; the same authors' DCP
+    (NeurIPS 2024) squares the cosines before it takes their mean.
 
     Example:
         >>> left = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
@@ -61,8 +62,27 @@ def disentanglability(maps: Tensor, reduction: str = "mean") -> Tensor | float:
         >>> round(disentanglability(torch.zeros(1, 5, 7, 7)), 2)
         0.88
     """
-    mean_overlap = torch.as_tensor(overlap(maps, "product", reduction))
-    return reduce(torch.sigmoid(10 * (0.2 - mean_overlap / 100)), reduction)
+    return reduce(disentanglability_of(overlap(maps, "product", reduction)), reduction)
+
+
+def disentanglability_of(product_overlap: Tensor | float) -> Tensor:
+    """The paper's score of an overlap of kind "product" that is known already, element by element.
+
+    Args:
+        product_overlap: any shape; a number counts in float64.
+
+    Returns:
+        A tensor of the same shape. It falls as the overlap rises, so an interval of the overlap turns round.
+
+    Source: the constants are those of the paper; see `disentanglability`.
+
+    Example:
+        >>> disentanglability_of(torch.tensor([0.0, 20.0]))
+        tensor([0.8808, 0.5000])
+    """
+    if not isinstance(product_overlap, Tensor):
+        product_overlap = torch.tensor(product_overlap, dtype=torch.float64)
+    return torch.sigmoid(10 * (0.2 - product_overlap / 100))
 
 
 @torch.no_grad()

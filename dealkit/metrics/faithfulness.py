@@ -1,7 +1,9 @@
 """Faithfulness: does the score of a concept depend on the pixels that its map marks?
 
-Pixels are exchanged between an image and its blurred copy in the order of the map, every channel of a pixel at once.
-The map of concept k of image b orders the pixels of image b, for the score of concept k.
+Pixels are exchanged between an image and a baseline, a copy of it without content, in the order of the map, every
+channel of a pixel at once. The map of concept k of image b orders the pixels of image b, for the score of concept k.
+Which baseline is right is disputed: a blur keeps the colours of a part, one colour makes edges that no photograph has.
+A claim should hold for both.
 """
 
 from __future__ import annotations
@@ -9,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dealkit.metrics.reduction import check_concept_maps, reduce
-from dealkit.normalize import at_least_float32
+from dealkit.metrics.reduction import check_images, check_maps_of_images, levels, reduce
+from dealkit.normalize import check_option
 
+BASELINES = ("blur", "mean")
 Score = Callable[[Tensor, int], Tensor]  # score(images [B, 3, H, W], k) -> [B], the score of concept k for each image
 
 
@@ -37,7 +39,7 @@ def blur(images: Tensor, share: float = 1 / 8) -> Tensor:
         >>> blur(torch.full((1, 3, 8, 8), 0.5)).allclose(torch.tensor(0.5))
         True
     """
-    _check_images(images)
+    check_images(images)
     if not share > 0:
         raise ValueError(f"share is {share}; expected a positive share of the image's side, such as 1/8.")
     # A Gaussian is separable, so a blur is two matrix products: one mixes the rows, the other the columns.
@@ -45,12 +47,38 @@ def blur(images: Tensor, share: float = 1 / 8) -> Tensor:
     return rows @ images @ columns.T
 
 
+def without_content(images: Tensor, baseline: str = "blur") -> Tensor:
+    """What stands in for pixels that are taken away.
+
+    Args:
+        images: `[B, C, H, W]`, floating point.
+        baseline: "blur": see `blur`. "mean": every pixel has the mean colour of its own image, per channel. The image's
+            own mean rather than 0, because 0 is the mean colour only after a normalisation that Birdworld lacks.
+
+    Returns:
+        A tensor of the same shape.
+
+    Raises:
+        TypeError, ValueError: as `blur`; an unknown baseline.
+
+    Example:
+        >>> without_content(torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]]), "mean").unique()
+        tensor([0.5000])
+    """
+    check_option(baseline, BASELINES, "baseline")
+    if baseline == "blur":
+        return blur(images)
+    check_images(images)
+    return images.detach().mean(dim=(-2, -1), keepdim=True).expand_as(images)
+
+
 @torch.no_grad()
 def replacement_curve(score: Score, start: Tensor, end: Tensor, maps: Tensor, steps: int) -> Tensor:
     """Scores while the pixels of `start` are replaced by those of `end`, from the map's highest pixel to its lowest.
 
     After step t the first round(t / steps * H * W) pixels come from `end`, all channels of them; step 0 is `start`, the
-    last step is `end` exactly. Equal values of a map go from top left to bottom right.
+    last step is `end` exactly. Equal values of a map (up to a millionth of its range) go from top left to bottom
+    right.
 
     Args:
         score: score(images `[B, C, H, W]`, k) -> `[B]`. At both ends it gets the very same tensor for every k, so a
@@ -63,28 +91,26 @@ def replacement_curve(score: Score, start: Tensor, end: Tensor, maps: Tensor, st
         `[steps + 1, B, K]`.
 
     Raises:
-        TypeError, ValueError: batches or shapes that do not match, NaN, fewer than 1 or too many steps, a score that
-            is not `[B]` or not finite.
+        TypeError, ValueError: batches or shapes that do not match, maps finer than the images, NaN, fewer than 1 or
+            too many steps, a score that is not `[B]` or not finite.
     """
-    _check_images(start)
-    _check_images(end)
-    check_concept_maps(maps)
-    if start.shape != end.shape or len(start) != len(maps):
-        raise ValueError(f"images {tuple(start.shape)}, their replacement {tuple(end.shape)} and maps "
-                         f"{tuple(maps.shape)} do not match; expected one row of maps per image, in the same order.")
+    check_images(end)
+    check_maps_of_images(maps, start)
+    if start.shape != end.shape:
+        raise ValueError(f"images {tuple(start.shape)} and their replacement {tuple(end.shape)} do not match; expected "
+                         "one for each image, in the same order.")
     batch, concepts, pixels = len(maps), maps.shape[1], start.shape[-2] * start.shape[-1]
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= pixels:
         raise ValueError(f"steps is {steps!r}; expected a whole number from 1 to the {pixels} pixels of an image.")
-    fine = F.interpolate(at_least_float32(maps), size=start.shape[-2:], mode="bilinear", align_corners=False)
-    order = fine.flatten(2).argsort(dim=-1, descending=True, stable=True)
+    order = levels(maps, start.shape[-2:]).flatten(2).argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(-1, order, torch.arange(pixels, device=order.device).expand_as(order))
     rank = rank.view(batch, concepts, 1, *start.shape[-2:])  # [B, K, 1, H, W]: the axis of 1 covers all channels
 
-    curve = [[_scores(score, start, k) for k in range(concepts)]]
+    curve = [[checked_scores(score, start, k) for k in range(concepts)]]
     for step in range(1, steps):
         replaced = rank < round(step / steps * pixels)
-        curve.append([_scores(score, torch.where(replaced[:, k], end, start), k) for k in range(concepts)])
-    curve.append([_scores(score, end, k) for k in range(concepts)])
+        curve.append([checked_scores(score, torch.where(replaced[:, k], end, start), k) for k in range(concepts)])
+    curve.append([checked_scores(score, end, k) for k in range(concepts)])
     return torch.stack([torch.stack(row, dim=-1) for row in curve])
 
 
@@ -127,34 +153,35 @@ def insertion_fidelity(score: Score, images: Tensor, maps: Tensor, steps: int = 
 
 
 @torch.no_grad()
-def insertion_auc(score: Score, images: Tensor, maps: Tensor, steps: int = 10,
-                  reduction: str = "mean") -> Tensor | float:
-    """Area under the score while the image's pixels are inserted into its blur, best first; more is better.
+def insertion_auc(score: Score, images: Tensor, maps: Tensor, steps: int = 10, reduction: str = "mean",
+                  baseline: str = "blur") -> Tensor | float:
+    """Area under the score while the image's pixels are inserted into its baseline, best first; more is better.
 
     Args:
         score, images, maps, reduction: as `insertion_fidelity`.
         steps: equal portions of pixels; the area is the trapezoid rule over the inserted fraction 0..1.
+        baseline: "blur" or "mean", see `without_content`.
 
     Returns:
         A float in the unit of the score (its mean along the curve), or `[B, K]`.
 
     Raises:
-        TypeError, ValueError: as `replacement_curve`; unknown reduction.
+        TypeError, ValueError: as `replacement_curve`; unknown reduction or baseline.
 
     Source: Petsiuk et al., "RISE", BMVC 2018.
     """
-    curve = replacement_curve(score, blur(images), images, maps, steps)
+    curve = replacement_curve(score, without_content(images, baseline), images, maps, steps)
     return reduce(torch.trapezoid(curve, dx=1 / steps, dim=0), reduction)
 
 
 @torch.no_grad()
-def deletion_auc(score: Score, images: Tensor, maps: Tensor, steps: int = 10,
-                 reduction: str = "mean") -> Tensor | float:
-    """Area under the score while the image's pixels are replaced by its blur, best first; less is better.
+def deletion_auc(score: Score, images: Tensor, maps: Tensor, steps: int = 10, reduction: str = "mean",
+                 baseline: str = "blur") -> Tensor | float:
+    """Area under the score while the image's pixels are replaced by its baseline, best first; less is better.
 
     Arguments, result, errors and source as `insertion_auc`.
     """
-    curve = replacement_curve(score, images, blur(images), maps, steps)
+    curve = replacement_curve(score, images, without_content(images, baseline), maps, steps)
     return reduce(torch.trapezoid(curve, dx=1 / steps, dim=0), reduction)
 
 
@@ -165,15 +192,8 @@ def _gaussian_matrix(side: int, share: float) -> Tensor:
     return torch.softmax(-distance.square() / 2, dim=1)
 
 
-def _check_images(images: Tensor) -> None:
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        found = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"images are {found}; expected a floating-point tensor [B, C, H, W], as vlm.preprocess gives.")
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"images have shape {tuple(images.shape)}; expected [B, C, H, W] with at least one image.")
-
-
-def _scores(score: Score, images: Tensor, k: int) -> Tensor:
+def checked_scores(score: Score, images: Tensor, k: int) -> Tensor:
+    """score(images, k) `[B]`; ValueError where it has another shape or is not finite."""
     scores = score(images, k)
     if not isinstance(scores, Tensor) or scores.shape != (len(images),) or not scores.is_floating_point():
         found = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
