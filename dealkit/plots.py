@@ -5,7 +5,9 @@ share one perceptually uniform scale from 0 to 1 (each map is min-max normalised
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
+from textwrap import wrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,19 +26,20 @@ CMAP = "magma"
 OUTLINE = "#35d0ff"            # of the true mask: light blue, which magma does not contain
 
 
-def show(fig: Figure, alt: str, dpi: int = 80) -> None:
-    """Display a figure as PNG with `alt` as its text alternative, and close it."""
-    display(Image(data=png(fig, dpi), format="png", alt=alt))
+def show(fig: Figure, alt: str, dpi: int = 80, dither: bool = False) -> None:
+    """Display a figure as PNG with `alt` as its text alternative, and close it; dither: see `png`."""
+    display(Image(data=png(fig, dpi, dither), format="png", alt=alt))
 
 
-def png(fig: Figure, dpi: int = 80) -> bytes:
-    """A figure as a small PNG file; closes the figure."""
+def png(fig: Figure, dpi: int = 80, dither: bool = False) -> bytes:
+    """A figure as a small PNG file; closes the figure. dither: for photographs, whose colours 256 steps would band."""
     file, small = BytesIO(), BytesIO()
     fig.savefig(file, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
     plt.close(fig)
     # 256 colours, spread over all that occur: an eighth of the size, so that notebooks with many birds stay small
     picture = PIL.Image.open(file).convert("RGB")
-    picture = picture.quantize(256, PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE)
+    palette = picture.quantize(256, PIL.Image.Quantize.MAXCOVERAGE)
+    picture = picture.quantize(palette=palette, dither=PIL.Image.Dither.FLOYDSTEINBERG) if dither else palette
     picture.save(small, "png", optimize=True)
     return small.getvalue()
 
@@ -53,30 +56,32 @@ def image_grid(images: Tensor, titles: list[str] | None = None, columns: int = 8
     return fig
 
 
-def map_grid(images: Tensor, maps: Tensor, concepts: list[list[str]] | list[str], masks: Tensor | None = None,
-             rows: list[str] | None = None) -> Figure:
+def map_grid(images: Sequence[Tensor], maps: Sequence[Tensor], concepts: list[list[str]] | list[str],
+             masks: Sequence[Tensor] | None = None, rows: list[str] | None = None) -> Figure:
     """One row an image: the image, then one panel a concept with its map, the true mask outlined.
 
     Args:
-        images: [B, 3, H, W] in 0..1; repeat an image to compare models in rows. maps: [B, K, h, w], any scale >= 0.
-        concepts: K names for all rows, or B lists of K. masks: [B, K, H, W] bool. rows: B labels.
+        images: B images [3, H, W] in 0..1, a tensor or a list of any sizes; repeat one to compare models in rows.
+        maps: B tensors [K, h, w], any scale >= 0. concepts: K names for all rows, or B lists of K.
+        masks: B tensors [K, H, W] bool. rows: B labels.
     """
-    b, k = maps.shape[:2]
+    b, k = len(maps), len(maps[0])
     concepts = concepts if isinstance(concepts[0], (list, tuple)) else [concepts] * b
-    fine = F.interpolate(normalize_maps(maps.detach().float().cpu()), size=images.shape[-2:], mode="bilinear")
     fig, axes = plt.subplots(b, k + 1, figsize=(1.6 * (k + 1) + .6, 1.75 * b), squeeze=False, layout="constrained")
     for i in range(b):
         axes[i, 0].imshow(_pixels(images[i]))
         axes[i, 0].set_ylabel(rows[i] if rows else "", fontsize=9)
         grey = .35 + .65 * images[i].mean(0).cpu().numpy()      # lightened, so that it shows through
+        fine = F.interpolate(normalize_maps(maps[i][None].detach().float().cpu()), size=images[i].shape[-2:],
+                             mode="bilinear")[0]
         for j in range(k):
             axis = axes[i, j + 1]
             axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
-            picture = axis.imshow(fine[i, j].numpy(), cmap=CMAP, vmin=0, vmax=1, alpha=.6)
-            if masks is not None and masks[i, j].any():
-                axis.contour(masks[i, j].cpu().numpy(), levels=[.5], colors=OUTLINE, linewidths=1.2)
+            picture = axis.imshow(fine[j].numpy(), cmap=CMAP, vmin=0, vmax=1, alpha=.6)
+            if masks is not None and masks[i][j].any():
+                axis.contour(masks[i][j].cpu().numpy(), levels=[.5], colors=OUTLINE, linewidths=1.2)
             if i == 0 or concepts[i] != concepts[0]:
-                axis.set_title(concepts[i][j], fontsize=9)
+                axis.set_title(_label(concepts[i][j]), fontsize=9)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     bar = fig.colorbar(picture, ax=axes[:, -1], fraction=.06, pad=.02)
@@ -86,15 +91,25 @@ def map_grid(images: Tensor, maps: Tensor, concepts: list[list[str]] | list[str]
 
 def overlap_matrix(maps: Tensor, names: list[str], title: str = "") -> Figure:
     """Mean cosine between the maps of every two concepts, maps [B, K, h, w]: 1 on the diagonal, 0 is no overlap."""
-    k = maps.shape[1]
-    table = np.ones((k, k))
-    for i in range(k):
-        for j in range(i):
-            table[i, j] = table[j, i] = metrics.overlap(maps[:, [i, j]], "cosine")
-    fig, axis = plt.subplots(figsize=(.75 * k + 1.6, .65 * k + 1), layout="constrained")
-    sns.heatmap(pd.DataFrame(table, names, names), vmin=0, vmax=1, cmap="viridis", annot=True, fmt=".2f", ax=axis,
-                cbar_kws={"label": "cosine of the maps"})
-    axis.set_title(title, fontsize=10)
+    return overlap_matrices([maps], names, [title])
+
+
+def overlap_matrices(models: list[Tensor], names: list[str], titles: list[str]) -> Figure:
+    """`overlap_matrix` for the maps [B, K, h, w] of several models, side by side."""
+    k, n, labels = len(names), len(models), [_label(name) for name in names]
+    room = .5 * max(label.count("\n") for label in labels)       # inches, for labels of two lines or three
+    fig, axes = plt.subplots(1, n, figsize=(n * (max(.75 * k, 1.2) + room) + 1.6, .65 * k + 1 + room), sharey=True,
+                             squeeze=False, layout="constrained")
+    for axis, maps, title in zip(axes[0], models, titles):
+        table = np.ones((k, k))
+        for i in range(k):
+            for j in range(i):
+                table[i, j] = table[j, i] = metrics.overlap(maps[:, [i, j]], "cosine")
+        sns.heatmap(table, vmin=0, vmax=1, cmap="viridis", annot=True, fmt=".2f", ax=axis, yticklabels=labels,
+                    cbar=axis is axes[0, -1], cbar_kws={"label": "cosine of the maps"})
+        axis.set_title(title, fontsize=10)
+        axis.set_xticks(np.arange(k) + .5, labels, rotation=35, ha="right")
+        axis.tick_params(axis="y", rotation=0)
     return fig
 
 
@@ -143,6 +158,11 @@ def concept_bars(table: pd.DataFrame, title: str = "") -> Figure:
     axis.set(title=title, ylabel="", xlabel="mean cosine with the images")
     axis.legend(title="images", fontsize=8, loc="center left", bbox_to_anchor=(1, .5))
     return fig
+
+
+def _label(text: str) -> str:
+    """A concept in at most 3 lines of 18 characters."""
+    return "\n".join(wrap(text, 18)[:3])
 
 
 def _pixels(image: Tensor) -> np.ndarray:

@@ -6,22 +6,25 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset
 
 from dealkit.concepts import ConceptBank, load_concepts
-from dealkit.datasets.birdworld import Birdworld
+from dealkit.datasets import Birdworld, Photographs, bundled_photographs
 from dealkit.models import VLM, load_model
 from dealkit.training import DealConfig
 
 
 @dataclass
 class Setup:
-    """What a preset holds. `vlm` is a fresh model: nothing that another setup trained."""
+    """What a preset holds. `vlm` is a fresh model: nothing that another setup trained.
+
+    A preset that is only to look at has no `train`, `validation` and `config`: they are None.
+    """
 
     name: str
     vlm: VLM
-    train: Dataset
-    validation: Dataset
+    train: Dataset | None
+    validation: Dataset | None
     test: Dataset
     bank: ConceptBank
-    config: DealConfig
+    config: DealConfig | None
 
 
 # Birdworld's form of DEAL: the cosine overlap and the union (max) instead of the paper's product and sum, a guard
@@ -38,8 +41,9 @@ def preset(name: str, pretrained: str | None = "default", device: str | None = N
     """Everything the notebooks need, by one name.
 
     Args:
-        name: "birdworld".
-        pretrained: which weights; for birdworld "seed0" (the default) or "seed1", two pretraining runs.
+        name: "birdworld"; or "clip": OpenAI's ViT-B/32 with the four photographs of scikit-image, to look at.
+        pretrained: which weights; for birdworld "seed0" (the default) or "seed1", two pretraining runs; for clip
+            "openai" (the default, 605 MB, fetched once) or the path of a safetensors file.
         device: None is the GPU where there is one, else the CPU.
 
     Returns:
@@ -47,13 +51,18 @@ def preset(name: str, pretrained: str | None = "default", device: str | None = N
 
     Raises:
         ValueError: unknown preset.
+        ConnectionError: clip, where the weights are not on this computer and cannot be fetched.
 
     Example:
         >>> setup = preset("birdworld")
         >>> setup.bank["zorvit"][0]
         'red head'
     """
-    if name != "birdworld":
-        raise ValueError(f"unknown preset {name!r}; there is: 'birdworld'")
-    return Setup(name, load_model("birdworld-vit", pretrained=pretrained, device=device), Birdworld("train"),
-                 Birdworld("validation"), Birdworld("test"), load_concepts("birdworld"), BIRDWORLD)
+    if name == "birdworld":
+        return Setup(name, load_model("birdworld-vit", pretrained=pretrained, device=device), Birdworld("train"),
+                     Birdworld("validation"), Birdworld("test"), load_concepts("birdworld"), BIRDWORLD)
+    if name == "clip":
+        vlm = load_model("ViT-B-32-quickgelu", "openai" if pretrained == "default" else pretrained, device=device)
+        return Setup(name, vlm, None, None, Photographs(bundled_photographs(), vlm.preprocess),
+                     load_concepts("photographs"), None)
+    raise ValueError(f"unknown preset {name!r}; there are: 'birdworld', 'clip'")

@@ -13,7 +13,8 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from dealkit.concepts import ConceptBank, MissingCategory, category_name, check_concepts, concept_prompt, load_concepts
 from dealkit.paths import data_path
 
-SHIPPED = {"birdworld": 16, "cub": 200, "eurosat": 10, "food101": 101, "imagenet": 1000, "oxford_pets": 37}
+SHIPPED = {"birdworld": 16, "cub": 200, "eurosat": 10, "food101": 101, "imagenet": 1000, "oxford_pets": 37,
+           "photographs": 4}
 each_bank = pytest.mark.parametrize("name", SHIPPED)
 
 

@@ -1,4 +1,4 @@
-"""What a reader plays with in a notebook. Everything shown here can be had without a widget from the same functions."""
+"""A category's concepts, edited and judged at once."""
 from __future__ import annotations
 
 from html import escape
