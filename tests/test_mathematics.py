@@ -7,10 +7,12 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from tiny_birds import bird_vlm
 from torch.testing import assert_close
 
 import dealkit
 from dealkit import metrics
+from dealkit.datasets import Birdworld
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -41,6 +43,16 @@ def test_regularisers_of_notebook_03(maps):
     assert_close(here["normalise"](maps), dealkit.normalize_maps(maps))
     assert_close(here["disentangle"](maps[:, :5]), dealkit.disentangle_loss(maps[:, :5]))
     assert_close(here["localize"](maps[:, :5], maps[:, 5]), dealkit.localize_loss(maps[:, :5], maps[:, 5]))
+
+
+def test_methods_of_notebook_02():
+    here = shown("02_entanglement_diagnosis", "contributions", "relevance", "normalise", "gradeclip", "legrad")
+    vlm, images = bird_vlm(), Birdworld("test", n=6).batch(range(6))["image"]
+    text = torch.randn(6, vlm.tower.output_dim, generator=torch.Generator().manual_seed(0))
+    for method, kind in (("relevance", "attention"), ("gradeclip", "context"), ("legrad", "exits")):
+        by_hand = here[method](vlm.tower.split(images, kind=kind), text, vlm.grid)
+        assert by_hand.max() > 0
+        assert_close(by_hand, dealkit.explain(vlm, images, text[:, None], method=method)[:, 0])
 
 
 def test_entanglement_of_notebook_02(maps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -22,6 +23,30 @@ def test_table_is_the_one_of_the_study(study):
     script = runpy.run_path(str(ROOT / "data" / "birdworld" / "study.py"))
     block = re.search(r"<!-- table:.*?-->\n(.*?)\n<!-- end of table -->", README, re.DOTALL).group(1)
     assert block == script["readme_table"](study)
+
+
+def test_table_of_methods_is_the_one_of_the_study():
+    table = pd.read_csv(ROOT / "data" / "birdworld" / "methods.csv")
+    script = runpy.run_path(str(ROOT / "data" / "birdworld" / "study.py"))
+    assert table.groupby(["method", "row"]).size().unstack()[["contrastive only", "DEAL"]].eq(4).all(axis=None)
+    block = re.search(r"<!-- methods:.*?-->\n(.*?)\n<!-- end of methods -->", README, re.DOTALL).group(1)
+    assert block == script["methods_table"](table)
+    means = table.groupby(["method", "row"])[["pointing_game", "overlap_cosine"]].mean()
+    pretrained, deal = means.loc["every_exit", "pretrained"], means.loc["relevance", "DEAL"]
+    assert f"in {pretrained['pointing_game']:.0%}".replace("%", " %") in README
+    assert f"an overlap of {pretrained['overlap_cosine']:.2f}".replace("0.", ".") in README
+    assert f"do in {deal['pointing_game']:.0%}".replace("%", " %") in README
+
+
+def test_table_of_cost_is_the_one_of_the_bench():
+    models = json.loads((ROOT / "tests" / "bench" / "results" / "maps.json").read_text(encoding="utf-8"))["models"]
+    block = re.search(r"<!-- cost:.*?-->\n(.*?)\n<!-- end of cost -->", README, re.DOTALL).group(1).splitlines()
+    columns = ("floor", "relevance", "gradcam", "gradeclip", "legrad", "captum", "full_model")
+    for line, (name, rows) in zip(block[2:], models.items(), strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[0] == name and cells[1] == f"{rows['floor']['seconds']:.1f} s"
+        for key, cell in zip(columns[1:], cells[2:], strict=True):
+            assert cell == "" if key not in rows else abs(float(cell) - rows[key]["times_floor"]) < 0.051, (name, key)
 
 
 def test_study_has_every_row_on_every_seed(study):

@@ -3,7 +3,8 @@
 Every row of the table x 2 pretraining seeds x 2 fine-tuning seeds, evaluated once on the test split. Finished cells are
 kept in build/study/, so a killed run goes on where it was. `--choose` runs the candidates that the preset was chosen
 from on the validation split instead, without masks, and prints the table. `--banks` makes data/birdworld/banks.csv: the
-same fine-tuning with good, bad and shorter concept banks.
+same fine-tuning with good, bad and shorter concept banks. `--methods` makes data/birdworld/methods.csv: the same
+models, seen through every method of explanation.
 """
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import platform
 import random
 import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +23,9 @@ import torch
 
 import dealkit
 from dealkit import plots
+from dealkit.datasets import Birdworld
 from dealkit.evaluation import centre_maps, image_table, random_maps
+from dealkit.maps import contributions, to_maps
 from dealkit.presets import BIRDWORLD as DEAL
 from dealkit.presets import BIRDWORLD_PAPER as PAPER
 from dealkit.study import paired_differences, run_cell, run_study
@@ -30,6 +34,7 @@ HERE = Path(__file__).parent
 # Cells of other checkpoints are no cells of these: the folder's name is theirs.
 CACHE = HERE.parents[1] / "build" / "study" / hashlib.sha256(
     b"".join(path.read_bytes() for path in sorted(HERE.glob("seed*.safetensors")))).hexdigest()[:8]
+METHOD_METRICS = ("overlap_cosine", "pointing_game", "mass_in_mask", "best_iou", "dead_maps")
 CONTROLS = {"random maps": random_maps, "centre maps": centre_maps}
 
 ROWS = {
@@ -94,6 +99,48 @@ def study_of_banks(processes: int | None) -> pd.DataFrame:
     content = json.dumps([make_bank(bank).concepts for bank in BANKS])      # cells of other banks are no cells of these
     return run_study(rows, cache=CACHE / f"banks-{hashlib.sha256(content.encode()).hexdigest()[:8]}",
                      processes=processes, run=bank_cell)
+
+
+def every_exit(vlm, images, text_emb):
+    """Relevance not only in the last block but in every one, each with an exit from the tower right after it: a map by
+    the rules of "relevance" that sees what "legrad" sees."""
+    exits = vlm.tower.split(images, kind="exits").exits
+    return to_maps(torch.cat([contributions(stop, text_emb, vlm.grid) for stop in exits], dim=2))
+
+
+def method_cell(row: str, config, pretrained: str, seed: int, n: int | None = None) -> dict:
+    """One model, its maps by every method against the masks: columns "<method> <metric>". n: that many test birds."""
+    setup = dealkit.preset("birdworld", pretrained=pretrained)
+    if config is not None:
+        dealkit.finetune(setup.vlm, setup.train, setup.bank, replace(config, seed=seed), progress=False)
+    result = {"row": row, "pretrained": pretrained, "seed": seed}
+    birds = setup.test if n is None else Birdworld("test", n=n)
+    makers = {method: partial(dealkit.explain, method=method) for method in setup.vlm.tower.methods}
+    for method, maker in (makers | {"every_exit": every_exit}).items():
+        table = image_table(setup.vlm, birds, setup.bank, maker, insertion_images=0)
+        result |= {f"{method} {metric}": table[metric].mean() for metric in METHOD_METRICS}
+    return result
+
+
+def study_of_methods(processes: int | None) -> pd.DataFrame:
+    """DEAL trains through one method; do the others see the change? One line a model and method."""
+    rows = {"pretrained": None, "contrastive only": DEAL.contrastive_only, "DEAL": DEAL}
+    wide = run_study(rows, cache=CACHE / "methods", processes=processes, run=method_cell)
+    long = wide.melt(["row", "pretrained", "seed"])
+    long[["method", "metric"]] = long["variable"].str.split(" ", expand=True)
+    return long.pivot(index=["method", "row", "pretrained", "seed"], columns="metric", values="value").reset_index()
+
+
+def methods_table(table: pd.DataFrame) -> str:
+    """The README's table of what DEAL changes, seen through each method; a test keeps the two in step."""
+    seen = {"pointing_game": "pointing game", "mass_in_mask": "mass in mask", "overlap_cosine": "overlap"}
+    lines = ["| maps by | " + " | ".join(seen.values()) + " |", "|---|" + "---|" * len(seen)]
+    for method in ("relevance", "gradcam", "gradeclip", "legrad", "every_exit"):
+        part = paired_differences(table[table["method"] == method], "contrastive only", list(seen))
+        part = part[part["row"] == "DEAL"].set_index("metric")
+        cells = [f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" for _, d in part.loc[list(seen)].iterrows()]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 # column of the table -> its name for a reader, and the paper's Table 1 (ViT-B/32, mean of five data sets, CLIP -> DEAL)
@@ -162,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--choose", action="store_true", help="the candidates on the validation split, without masks")
     parser.add_argument("--banks", action="store_true", help="only banks.csv: good, bad and shorter banks")
+    parser.add_argument("--methods", action="store_true", help="only methods.csv: every method of explanation")
     parser.add_argument("--picture", action="store_true", help="only the README's picture, before_after.png")
     parser.add_argument("--processes", type=int, default=None, help="default: one a core")
     args = parser.parse_args()
@@ -174,6 +222,11 @@ def main() -> None:
         return
     if args.picture:
         picture()
+        return
+    if args.methods:
+        table = study_of_methods(args.processes)
+        save(table, "methods.csv")
+        print(methods_table(table))
         return
     if args.banks:
         save(study_of_banks(args.processes), "banks.csv")
