@@ -6,6 +6,7 @@ import pytest
 import torch
 from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
 
+from dealkit.datasets import Birdworld
 from dealkit.models import VLM, WordTokenizer, load_model
 
 WORDS = ["red", "blue", "head", "wing", "belly", "bird", "a", "with"]
@@ -82,3 +83,16 @@ def rn50() -> VLM:
 def birdworld_random() -> VLM:
     torch.manual_seed(0)
     return load_model("birdworld-vit", pretrained=None, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def vlm() -> VLM:
+    """Any CLIP that knows Birdworld's words; a test file may have another one of this name."""
+    from tiny_birds import bird_vlm  # here, because that file imports this one
+
+    return bird_vlm()
+
+
+@pytest.fixture(scope="module")
+def birds() -> Birdworld:
+    return Birdworld("test", n=32)

@@ -19,16 +19,6 @@ MASKED = ["pointing_game", "mass_in_mask", "iou", "best_iou"]
 INSERTED = ["insertion_fidelity", "insertion_auc", "deletion_auc", "insertion_auc_mean", "deletion_auc_mean"]
 
 
-@pytest.fixture(scope="module")
-def vlm():
-    return bird_vlm()
-
-
-@pytest.fixture(scope="module")
-def birds():
-    return Birdworld("test", n=32)
-
-
 def knows_the_masks(birds, order=range(5)):
     """An explainer whose map of concept k is the true mask of part order[k]."""
     masks = {item["image"].numpy().tobytes(): item["part_masks"][list(order)] for item in birds}

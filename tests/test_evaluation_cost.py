@@ -11,16 +11,6 @@ from dealkit.datasets import Birdworld
 from dealkit.evaluation import centre_maps, image_table, random_maps, uniform_maps
 
 
-@pytest.fixture(scope="module")
-def vlm():
-    return bird_vlm()
-
-
-@pytest.fixture(scope="module")
-def birds():
-    return Birdworld("test", n=32)
-
-
 def test_it_costs_what_the_docstring_says(birds):
     vlm, encoded, explained = bird_vlm(), [], []
     encode = vlm.encode_image

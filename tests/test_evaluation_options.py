@@ -16,16 +16,6 @@ from dealkit.evaluation.columns import cosine_with, named_parts
 from dealkit.inputs import concept_lists
 
 
-@pytest.fixture(scope="module")
-def vlm():
-    return bird_vlm()
-
-
-@pytest.fixture(scope="module")
-def birds():
-    return Birdworld("test", n=32)
-
-
 class WithPoints(torch.utils.data.Dataset):
     """Birdworld as CUB would have it: instead of a mask, the centre of each part that can be seen."""
     categories, parts = Birdworld.categories, ["head", "left wing", "belly", "tail", "beak"]

@@ -24,7 +24,7 @@ import torch
 import dealkit
 from dealkit import plots
 from dealkit.datasets import Birdworld
-from dealkit.evaluation import centre_maps, image_table, random_maps
+from dealkit.evaluation import centre_maps, image_table, random_maps, uniform_maps
 from dealkit.maps import contributions, to_maps
 from dealkit.presets import BIRDWORLD as DEAL
 from dealkit.presets import BIRDWORLD_PAPER as PAPER
@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / "build" / "study" / hashlib.sha256(
     b"".join(path.read_bytes() for path in sorted(HERE.glob("seed*.safetensors")))).hexdigest()[:8]
 METHOD_METRICS = ("overlap_cosine", "pointing_game", "mass_in_mask", "best_iou", "dead_maps")
-CONTROLS = {"random maps": random_maps, "centre maps": centre_maps}
+CONTROLS = {"random maps": random_maps, "centre maps": centre_maps, "uniform maps": uniform_maps}
 
 ROWS = {
     "pretrained": None,
@@ -134,11 +134,14 @@ def study_of_methods(processes: int | None) -> pd.DataFrame:
 def methods_table(table: pd.DataFrame) -> str:
     """The README's table of what DEAL changes, seen through each method; a test keeps the two in step."""
     seen = {"pointing_game": "pointing game", "mass_in_mask": "mass in mask", "overlap_cosine": "overlap"}
-    lines = ["| maps by | " + " | ".join(seen.values()) + " |", "|---|" + "---|" * len(seen)]
+    means = table.groupby(["method", "row"])["pointing_game"].mean()
+    lines = ["| maps by | pretrained | contrastive only | DEAL | Δ " + " | Δ ".join(seen.values()) + " |",
+             "|---|" + "---|" * (3 + len(seen))]
     for method in ("relevance", "gradcam", "gradeclip", "legrad", "every_exit"):
         part = paired_differences(table[table["method"] == method], "contrastive only", list(seen))
         part = part[part["row"] == "DEAL"].set_index("metric")
-        cells = [f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" for _, d in part.loc[list(seen)].iterrows()]
+        cells = [f"{means[method, row]:.3f}" for row in ("pretrained", "contrastive only", "DEAL")]
+        cells += [f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" for _, d in part.loc[list(seen)].iterrows()]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -159,7 +162,7 @@ CLAIMS = {
 
 
 def control_rows(tags=("seed0", "seed1")) -> pd.DataFrame:
-    """Random and centre maps, scored like the others on the models before fine-tuning."""
+    """Maps that look at nothing, scored like the others on the models before fine-tuning."""
     rows = []
     for name, explainer in CONTROLS.items():
         for tag in tags:
@@ -173,10 +176,12 @@ def readme_table(study: pd.DataFrame) -> str:
     """The README's table, paper against ours; a test keeps the two in step."""
     differences = paired_differences(study, "contrastive only", list(CLAIMS)).set_index(["row", "metric"])
     means = study.groupby("row")[list(CLAIMS)].mean()
-    lines = ["| | paper: CLIP → DEAL | pretrained | contrastive only | DEAL (preset) | DEAL − contrastive only "
-             "[95 %] | paper's form, λ = 0.01 | paper's form, λ = 0.1 as released |", "|---|" + "---|" * 7]
+    lines = ["| | paper: CLIP → DEAL | random maps | centre maps | uniform maps | pretrained | contrastive only | DEAL "
+             "(preset) | DEAL − contrastive only [95 %] | paper's form, λ = 0.01 | paper's form, λ = 0.1 as released |",
+             "|---|" + "---|" * 10]
     for metric, (name, paper) in CLAIMS.items():
-        cells = [f"{means.loc[row, metric]:.3f}" for row in ("pretrained", "contrastive only", "DEAL")]
+        blind = ["" if "accuracy" in metric else f"{means.loc[row, metric]:.3f}" for row in CONTROLS]     # no map in it
+        cells = blind + [f"{means.loc[row, metric]:.3f}" for row in ("pretrained", "contrastive only", "DEAL")]
         for row in ("DEAL", "DEAL, paper's form", "paper's form, released weights"):
             d = differences.loc[(row, metric)]
             cells.append(f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]")
@@ -221,16 +226,13 @@ def main() -> None:
         print(table.groupby("row", sort=False)[columns].mean().round(3).to_string())
         return
     if args.picture:
-        picture()
-        return
+        return picture()
     if args.methods:
         table = study_of_methods(args.processes)
         save(table, "methods.csv")
-        print(methods_table(table))
-        return
+        return print(methods_table(table))
     if args.banks:
-        save(study_of_banks(args.processes), "banks.csv")
-        return
+        return save(study_of_banks(args.processes), "banks.csv")
     table = pd.concat([control_rows(), run_study(ROWS, cache=CACHE, processes=args.processes)], ignore_index=True)
     save(table, "study.csv")
     print(readme_table(table))
