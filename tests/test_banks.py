@@ -14,7 +14,7 @@ from dealkit.concepts import ConceptBank, MissingCategory, category_name, check_
 from dealkit.paths import data_path
 
 SHIPPED = {"birdworld": 16, "cub": 200, "eurosat": 10, "food101": 101, "imagenet": 1000, "oxford_pets": 37,
-           "photographs": 4}
+           "photographs": 4, "waterbirds": 2}
 each_bank = pytest.mark.parametrize("name", SHIPPED)
 
 

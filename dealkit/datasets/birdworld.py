@@ -47,7 +47,7 @@ class Birdworld(Dataset):
         correlation: probability in [0, 1] that a bird stands in front of its species' home. The test split ignores it:
             there, species x background is balanced exactly (for n a multiple of 32).
         seed: any int >= 0; another seed is another world of the same kind.
-        size: side in pixels, 64 to 96, a multiple of 8.
+        size: side in pixels, 64 to 256, a multiple of 8; the scene is the same in every size.
         random_birds: share of birds with five random colours and no species.
 
     Raises:
@@ -72,8 +72,8 @@ class Birdworld(Dataset):
         n = SIZES[split] if n is None else n
         if not all(isinstance(value, (int, np.integer)) for value in (n, seed, size)):
             raise ValueError(f"n is {n!r}, seed {seed!r} and size {size!r}; all three are whole numbers")
-        if not (64 <= size <= 96 and size % 8 == 0):
-            raise ValueError(f"size is {size}; Birdworld is drawn at 64, 72, 80, 88 or 96 pixels")
+        if not (64 <= size <= 256 and size % 8 == 0):
+            raise ValueError(f"size is {size}; Birdworld is drawn at 64, 72, 80, ... 256 pixels, a multiple of 8")
         if not 0 <= correlation <= 1 or not 0 <= random_birds <= 1:
             raise ValueError(f"correlation ({correlation}) and random_birds ({random_birds}) are shares in [0, 1]")
         if n < 1 or not 0 <= seed < 2 ** 64:

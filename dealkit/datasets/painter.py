@@ -106,7 +106,7 @@ def render(seed: int, split: str, indices, attributes: np.ndarray, backgrounds: 
         seed, split, indices: the key of each image's pose, light, texture, noise and distractors; indices is [B].
         attributes: [B, 5] int, the colour of each part (index into COLOURS), parts in the order of PARTS.
         backgrounds: [B] int, 0 land, 1 water.
-        size: side in pixels, 64 to 96.
+        size: side in pixels, 64 to 256, a multiple of 8.
 
     Returns:
         images [B, size, size, 3] uint8 and layers [B, size, size] uint8, where 1..5 are the visible pixels of PARTS,
