@@ -7,7 +7,6 @@ import torch
 from tiny_birds import BANK, bird_vlm
 
 from dealkit import explain
-from dealkit.datasets import Birdworld
 from dealkit.evaluation import centre_maps, image_table, random_maps, uniform_maps
 
 

@@ -83,6 +83,8 @@ def test_a_part_is_named_by_its_last_word_with_or_without_an_s():
     named = named_parts([["yellow legs", "a forked tail"], ["long beak and red leg", "legless"]], parts)
     assert named.tolist() == [[[True, True, False, False], [False, False, True, False]],
                               [[True, True, False, True], [False] * 4]]
+    other = named_parts([["hooked bill", "white bills", "buff chest", "a billboard"]], ["beak", "breast"])
+    assert other.tolist() == [[[True, False], [True, False], [False, True], [False, False]]]
 
 
 def test_a_concept_that_names_two_parts_is_looked_for_in_both(vlm, birds):

@@ -1,11 +1,14 @@
 """Evaluation: one model, one data set, one bank -> one tidy row, and the tables per image, part and concept behind it.
 
+`embed` puts a data set through the trunk once and keeps the result; `zero_shot` and `retrieval` read it.
 `random_maps`, `centre_maps` and `uniform_maps` are explainers that know nothing: rows that belong beside every other.
 """
 
 from dealkit.evaluation.blind import centre_maps, random_maps, uniform_maps
 from dealkit.evaluation.discrimination import concept_table, embed_images
+from dealkit.evaluation.embeddings import embed, labels_of, zero_shot
+from dealkit.evaluation.ranks import retrieval
 from dealkit.evaluation.tables import MAP_METRICS, evaluate, image_table, part_table, summarise
 
-__all__ = ["MAP_METRICS", "centre_maps", "concept_table", "embed_images", "evaluate", "image_table", "part_table",
-           "random_maps", "summarise", "uniform_maps"]
+__all__ = ["MAP_METRICS", "centre_maps", "concept_table", "embed", "embed_images", "evaluate", "image_table",
+           "labels_of", "part_table", "random_maps", "retrieval", "summarise", "uniform_maps", "zero_shot"]

@@ -11,10 +11,13 @@ from torch import Tensor
 from dealkit import metrics
 from dealkit.inputs import part_names
 from dealkit.maps import cosines
+from dealkit.normalize import at_least_float32
 
 Explainer = Callable[..., Tensor]        # (vlm, images [B,3,H,W], text embeddings [B,K,D]) -> maps [B,K,h,w]
 MASK_METRICS = {"pointing_game": metrics.pointing_game, "mass_in_mask": metrics.mass_in_mask, "iou": metrics.iou,
                 "best_iou": metrics.best_iou}
+# CUB's parts say beak, and 143 concepts of its bank say bill
+ALSO_CALLED = {"beak": ("bill",), "breast": ("chest",), "belly": ("abdomen",)}
 POINT_METRICS = {"point_hits": metrics.pointing_game, "point_mass": metrics.mass_in_mask}       # on discs
 
 
@@ -26,11 +29,13 @@ def evenly_spread(n: int, size: int) -> list[int]:
 def named_parts(concepts: list[list[str]], parts: list[str]) -> Tensor:
     """Which parts a concept names: lists of K concepts -> `[lists, K, P]` bool.
 
-    A part is named by its last word, in the singular or with an s: "yellow legs" names "left leg" and "right leg".
+    A part is named by its last word, in the singular or with an s: "yellow legs" names "left leg" and "right leg"; or
+    by a word that means the same (ALSO_CALLED): "hooked bill" names "beak".
     """
-    last = [part.lower().split()[-1] for part in parts]
-    return torch.tensor([[[word in said or f"{word}s" in said for word in last]
-                          for said in (concept.lower().split() for concept in row)] for row in concepts])
+    names = [[f"{word}{s}" for word in (last, *ALSO_CALLED.get(last, ())) for s in ("", "s")]
+             for last in (part.lower().split()[-1] for part in parts)]
+    return torch.tensor([[[not said.isdisjoint(words) for words in names]
+                          for said in (set(concept.lower().split()) for concept in row)] for row in concepts])
 
 
 def checked_maps(maps: Tensor, emb: Tensor) -> Tensor:
@@ -41,13 +46,19 @@ def checked_maps(maps: Tensor, emb: Tensor) -> Tensor:
     return maps.detach().to(emb.device)
 
 
-def predictions(image_emb: Tensor, category_emb: Tensor, options: list[Tensor], batch: dict) -> dict[str, Tensor]:
-    """What the image is taken for: `[B]` each. options: for each part the embeddings that it is chosen from."""
+def predictions(image_emb: Tensor, texts: dict[str, Tensor | list[Tensor]], batch: dict) -> dict[str, Tensor]:
+    """What the image is taken for: `[B]` each.
+
+    texts: "category" `[C, D]` and "concepts" `[C, D]`, see `category_weights`, what the categories are told by; and
+    "options", for each part the embeddings that it is chosen from.
+    """
     labels = batch["label"]
+    image_emb, answer = at_least_float32(image_emb), lambda emb: (image_emb @ emb.to(image_emb).T).argmax(1).cpu()
     columns = {"label": labels, "group": batch.get("group", torch.full_like(labels, -1)),
-               "correct": ((image_emb @ category_emb.T).argmax(1).cpu() == labels).float()}
-    if options and "attributes" in batch:
-        answers = torch.stack([(image_emb @ option.T).argmax(1).cpu() for option in options], dim=1)
+               "correct": (answer(texts["category"]) == labels).float(),
+               "correct_by_concepts": (answer(texts["concepts"]) == labels).float()}
+    if texts["options"] and "attributes" in batch:
+        answers = torch.stack([answer(option) for option in texts["options"]], dim=1)
         columns["concept_correct"] = (answers == batch["attributes"]).float().mean(1)
     return columns
 
@@ -87,20 +98,14 @@ def localization(maps: Tensor, batch: dict, dataset, concepts: list[list[str]], 
     return columns
 
 
-def faithfulness(vlm, images: Tensor, emb: Tensor, maps: Tensor) -> dict[str, Tensor]:
-    """Insertion and deletion, with both baselines."""
+def faithfulness(vlm, images: Tensor, emb: Tensor, maps: Tensor, explainer: Explainer | None) -> dict[str, Tensor]:
+    """Insertion and deletion, with both baselines. The explainer is not asked again."""
     score, columns = cosine_with(vlm, emb), {}
     for name in ("insertion_fidelity", "insertion_auc", "deletion_auc"):
         columns[name] = getattr(metrics, name)(score, images, maps, reduction="none")
     for name in ("insertion_auc", "deletion_auc"):
         columns[f"{name}_mean"] = getattr(metrics, name)(score, images, maps, reduction="none", baseline="mean")
     return columns
-
-
-def stability(vlm, images: Tensor, emb: Tensor, maps: Tensor, explainer: Explainer) -> dict[str, Tensor]:
-    """Infidelity and max-sensitivity, at their default settings."""
-    return {"infidelity": metrics.infidelity(cosine_with(vlm, emb), images, maps, reduction="none"),
-            "max_sensitivity": metrics.max_sensitivity(lambda x: explainer(vlm, x, emb), images, reduction="none")}
 
 
 def cosine_with(vlm, emb: Tensor) -> metrics.faithfulness.Score:

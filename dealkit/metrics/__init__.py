@@ -24,11 +24,12 @@ from dealkit.metrics.intervals import bootstrap_interval
 from dealkit.metrics.localization import best_iou, iou, mass_in_mask, pointing_game
 from dealkit.metrics.perturbation import infidelity, max_sensitivity
 from dealkit.metrics.points import point_hits, point_masks, point_mass
+from dealkit.metrics.retrieval import first_relevant, recall_at_k
 from dealkit.metrics.similarity import rank_correlation
 
 __all__ = [
     "accuracy", "best_iou", "blur", "bootstrap_interval", "dead_maps", "deletion_auc", "disentanglability",
-    "disentanglability_of", "infidelity", "insertion_auc", "insertion_fidelity", "iou", "mass_in_mask",
-    "max_sensitivity", "overlap", "point_hits", "point_mass", "point_masks", "pointing_game", "rank_correlation",
-    "replacement_curve", "without_content", "worst_group_accuracy",
+    "disentanglability_of", "first_relevant", "infidelity", "insertion_auc", "insertion_fidelity", "iou",
+    "mass_in_mask", "max_sensitivity", "overlap", "point_hits", "point_mass", "point_masks", "pointing_game",
+    "rank_correlation", "recall_at_k", "replacement_curve", "without_content", "worst_group_accuracy",
 ]
