@@ -164,7 +164,7 @@ def _relevance(split: Split, text_emb: Tensor, grid: tuple[int, int], create_gra
     """Gradient times attention for the pooling query and the patches, per head: `[B, K, heads, h, w]`."""
     attention = _explained(split, create_graph)
     scores = cosines(split.head(attention), text_emb)
-    gradients = _gradients(scores, attention, create_graph)
+    gradients = _gradients(scores, attention, create_graph, split.gain)
     products = gradients * attention[:, None]
     if products.ndim == 5:  # a cut before the last block keeps all queries; CLS is the first
         products = products[:, :, :, 0]
@@ -179,7 +179,7 @@ def _gradcam(split: Split, text_emb: Tensor, grid: tuple[int, int], create_graph
     features = split.variable if create_graph else split.variable.detach()
     offset = features.new_zeros(features.shape[:2]).requires_grad_()
     scores = cosines(split.shifted(offset), text_emb)
-    weights = _gradients(scores, offset, create_graph) / (grid[0] * grid[1])
+    weights = _gradients(scores, offset, create_graph, split.gain) / (grid[0] * grid[1])
     return torch.einsum("bkc,bchw->bkhw", weights, features)[:, :, None]
 
 
@@ -189,7 +189,7 @@ def _gradeclip(split: Split, text_emb: Tensor, grid: tuple[int, int], create_gra
     The first two factors, summed over channels, are the gradient with respect to the attention, summed over heads.
     """
     context = _explained(split, create_graph)
-    weights = _gradients(cosines(split.head(context), text_emb), context, create_graph)  # [B, K, heads, d]
+    weights = _gradients(cosines(split.head(context), text_emb), context, create_graph, split.gain)  # [B, K, heads, d]
     evidence = torch.einsum("bknd,bnpd->bkp", weights, split.values[:, :, split.prefix:]).unflatten(-1, grid)
     closeness = split.closeness[:, split.prefix:].unflatten(-1, grid)
     return (evidence * normalize_maps(closeness)[:, None])[:, :, None]
@@ -200,7 +200,7 @@ def _legrad(split: Split, text_emb: Tensor, grid: tuple[int, int], create_graph:
     rows = []
     for stop in split.exits:
         attention = _explained(stop, create_graph)
-        rows.append(_gradients(cosines(stop.head(attention), text_emb), attention, create_graph))
+        rows.append(_gradients(cosines(stop.head(attention), text_emb), attention, create_graph, stop.gain))
     return torch.cat(rows, dim=2)[..., split.prefix:].unflatten(-1, grid)
 
 
@@ -210,17 +210,17 @@ def _explained(split: Split, create_graph: bool) -> Tensor:
     return variable if create_graph and variable.requires_grad else variable.detach().requires_grad_()
 
 
-def _gradients(scores: Tensor, variable: Tensor, create_graph: bool) -> Tensor:
+def _gradients(scores: Tensor, variable: Tensor, create_graph: bool, gain: float = 1.0) -> Tensor:
     """The gradient of every score `[B, K]` with respect to its own image's variable `[B, ...]`: `[B, K, ...]`.
 
-    Images do not meet inside the head, so the sum over the batch has each image's own gradient.
+    Images do not meet inside the head, so the sum over the batch has each image's own gradient. `gain` lifts what
+    passes through a head of float16 off the bottom of its range, and is taken back from the result.
     """
-    if create_graph:
-        return torch.stack([torch.autograd.grad(column, variable, retain_graph=True, create_graph=True)[0]
-                            for column in scores.sum(dim=0)], dim=1)
+    if gain != 1.0:
+        return _gradients(scores * gain, variable, create_graph) / gain
     picks = torch.eye(scores.shape[1]).to(scores)[:, None].expand(-1, *scores.shape)  # one text each, of all images
-    return torch.cat([torch.autograd.grad(scores, variable, pick, retain_graph=True, is_grads_batched=True)[0]
-                      for pick in picks.split(TOGETHER)]).transpose(0, 1)
+    return torch.cat([torch.autograd.grad(scores, variable, pick, retain_graph=True, create_graph=create_graph,
+                                          is_grads_batched=True)[0] for pick in picks.split(TOGETHER)]).transpose(0, 1)
 
 
 def _check_embeddings(text_emb: Tensor, batch: int, size: int) -> None:

@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_birds import BANK, Recorder, bird_vlm, same, weights
 
 from dealkit import ConceptBank, DealConfig, finetune, load_model
@@ -30,6 +32,7 @@ def killed(tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.filterwarnings("ignore:there is no run in")
 @pytest.mark.parametrize("fails_at, save_every", [(0, 2), (1, 2), (3, 2), (4, 2), (5, 1), (5, 50)])
 def test_a_killed_run_goes_on_bit_by_bit(tmp_path, fails_at, save_every):
     whole = bird_vlm()
@@ -42,6 +45,30 @@ def test_a_killed_run_goes_on_bit_by_bit(tmp_path, fails_at, save_every):
     again = run(resumed, fails_at=STEPS - saved, out_dir=tmp_path, save_every=save_every, resume=True)
     assert again.equals(table)
     assert same(weights(resumed), weights(whole))
+
+
+def test_history_csv_keeps_step_with_the_checkpoint(killed):
+    rows = pd.read_csv(killed / "history.csv")
+    pd.testing.assert_frame_equal(rows, run(bird_vlm())[:4], rtol=1e-12)
+
+
+def test_resuming_what_never_began_says_that_it_begins(tmp_path):
+    with pytest.warns(UserWarning, match="no run in .* to go on with: this one starts from its beginning") as caught:
+        table = run(bird_vlm(), out_dir=tmp_path / "run", resume=True)
+    assert table.equals(run(bird_vlm())) and caught[0].filename == __file__
+
+
+def test_a_run_saved_before_there_were_other_precisions_goes_on(killed):
+    """A setting that the file does not know had the value that is now the default."""
+    path = killed / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        tensors, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()
+    settings = json.loads(metadata["settings"])
+    del settings["precision"], settings["checkpoint_activations"]
+    save_file(tensors, path, metadata | {"settings": json.dumps(settings)})
+    with pytest.raises(ValueError, match="precision: float32 then, bfloat16 now"):
+        run(bird_vlm(), replace(CONFIG, precision="bfloat16"), out_dir=killed, resume=True)
+    assert run(bird_vlm(), out_dir=killed, resume=True).equals(run(bird_vlm()))
 
 
 @pytest.mark.parametrize("config", [replace(CONFIG, freeze_text=True),
@@ -135,7 +162,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(killed, monkeypatch):
         patch.setattr("dealkit.training.checkpoint.save_file", no_space)
         with pytest.raises(OSError, match="step 6.*No space left.*resume=True"):
             run(bird_vlm(), out_dir=killed, save_every=2, resume=True)
-    assert os.listdir(killed) == ["checkpoint.safetensors"]
+    assert sorted(os.listdir(killed)) == ["checkpoint.safetensors", "history.csv"]
     assert (killed / "checkpoint.safetensors").read_bytes() == before
     whole, resumed = bird_vlm(), bird_vlm()
     assert run(resumed, out_dir=killed, resume=True).equals(run(whole))

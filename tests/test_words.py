@@ -12,7 +12,7 @@ from open_clip import CLIPTextCfg, CLIPVisionCfg, CoCa, CustomTextCLIP
 from open_clip.coca_model import MultimodalCfg
 
 from dealkit.models import WordTokenizer
-from dealkit.models.words import check_texts, encode_tokens, tokenize
+from dealkit.models.words import TokenCache, check_texts, encode_tokens, tokenize
 from dealkit.paths import data_path
 
 BIRD_WORDS = json.loads(data_path("birdworld", "vocab.json").read_text(encoding="utf-8"))
@@ -156,3 +156,43 @@ def test_birdworlds_vocabulary_fits_its_model(birdworld_random):
     assert tokens.shape == (1, 20)
     with pytest.raises(ValueError, match="context of 20"):
         birdworld_random.encode_text(["red " * 19])
+
+
+def test_short_texts_do_not_wait_for_long_ones(vit, monkeypatch):
+    """Texts of all lengths at once, in any order, equal each by itself and open_clip's own full length."""
+    model, seen = vit.model, []
+    forward = model.transformer.forward
+    monkeypatch.setattr(model.transformer, "forward",
+                        lambda x, **kw: (seen.append(tuple(x.shape[:2])), forward(x, **kw))[1])
+    words = [3, 60, 12, 30, 1, 36, 3]
+    tokens = torch.zeros(len(words), 77, dtype=torch.long)
+    for row, count in zip(tokens, words):
+        row[0], row[count + 1] = 49406, 49407
+        row[1:count + 1] = torch.arange(320, 320 + count)
+    together = encode_tokens(model, tokens)
+    assert seen == [(4, 14), (2, 38), (1, 62)]                           # texts, and the length of the longest of them
+    whole = model.encode_text(tokens, normalize=False)
+    torch.testing.assert_close(together, whole, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(together, torch.cat([encode_tokens(model, row[None]) for row in tokens]), atol=1e-5,
+                               rtol=1e-4)
+    together.sum().backward()
+    assert model.token_embedding.weight.grad[320].abs().sum() > 0
+    model.zero_grad()
+
+
+def test_tokens_are_kept_and_forgotten_but_never_changed():
+    calls = []
+
+    def counting(texts, context_length):
+        calls.extend(texts)
+        return words(texts, context_length)
+
+    words, cache = WordTokenizer(["red", "blue", "head"], 6), TokenCache(most=3)
+    for texts in (["red head", "blue"], ["blue", "red head", "blue"], ["red", "head", "red"], ["blue"]):
+        assert torch.equal(cache(counting, texts, 6), words(texts))
+    # each asked for twice, because `tokenize` looks for what is cut off; the third list did not fit beside the first
+    assert calls == ["red head", "blue"] * 2 + ["red", "head"] * 2 + ["blue"] * 2
+    assert cache(counting, ["red"], 5).shape == (1, 5)                   # another context is another row
+    with pytest.raises(ValueError, match="no word for 'green'"):
+        cache(counting, ["red", "green"], 6)
+    assert len(cache.rows) <= 3

@@ -24,9 +24,9 @@ def bird_vlm(seed: int = 0, dtype: torch.dtype = torch.float32, **vision) -> VLM
     return VLM("tiny-birds", model, tokenizer=WordTokenizer(WORDS, 20))
 
 
-def bird_resnet(seed: int = 0) -> VLM:
+def bird_resnet(seed: int = 0, dtype: torch.dtype = torch.float32) -> VLM:
     """A ModifiedResNet for birds of 64 pixels, with a grid of 2 x 2."""
-    return wake(bird_vlm(seed, image_size=64, layers=(1, 1, 1, 1), width=8, head_width=64))
+    return wake(bird_vlm(seed, dtype, image_size=64, layers=(1, 1, 1, 1), width=8, head_width=64))
 
 
 def weights(vlm: VLM) -> dict[str, torch.Tensor]:

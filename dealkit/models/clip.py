@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from dealkit.models.hub import from_hub, hub_name
 from dealkit.models.towers import Tower, check_images, find_tower
-from dealkit.models.weights import BIRDWORLD, check_unresized, find_weights
-from dealkit.models.words import WordTokenizer, check_texts, encode_tokens, tokenize
+from dealkit.models.weights import BIRDWORLDS, check_unresized, find_weights
+from dealkit.models.words import TokenCache, WordTokenizer, check_texts, encode_tokens
 from dealkit.paths import data_path
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,13 +41,14 @@ class VLM:
         config = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
         self.preprocess = image_transform_v2(config, is_train=False)
         self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+        self._tokens = TokenCache()
         if tokenizer is not None:
             self.tokenizer = tokenizer
 
     @cached_property
     def tokenizer(self) -> Callable[..., Tensor]:
         """Texts -> tokens; loaded when first needed, because some come from a hub."""
-        if self.name == BIRDWORLD:
+        if self.name in BIRDWORLDS:
             words = json.loads(data_path("birdworld", "vocab.json").read_text(encoding="utf-8"))
             return WordTokenizer(words, self.model.context_length)
         hub = hub_name(self.name, "tokenizer") or hub_name(self.name, "model")
@@ -114,8 +115,8 @@ class VLM:
         texts = check_texts(texts)
         # a text tower from the hub may take more tokens than it was trained with, or (mT5) not say how many it takes
         length = getattr(self.tokenizer, "context_length", None) or self.model.context_length
-        tokens = tokenize(self.tokenizer, texts, length)
-        return F.normalize(encode_tokens(self.model, tokens.to(self.device)), dim=-1)
+        tokens = self._tokens(self.tokenizer, texts, length)
+        return F.normalize(encode_tokens(self.model, tokens), dim=-1)
 
     def unnormalise(self, images: Tensor) -> Tensor:
         """Undo the model's normalisation: `[..., 3, H, W]` -> colours in 0..1, to look at."""
@@ -156,7 +157,7 @@ def load_model(name: str, pretrained: str | Path | None = "default", device: str
     """Load a vision-language model by its open_clip name, or the tiny one of Birdworld.
 
     Args:
-        name: "birdworld-vit", or any of open_clip.list_models().
+        name: "birdworld-vit" ("birdworld-vit-224" for larger images), or any of open_clip.list_models().
         pretrained: a tag, or the path of a safetensors file that `VLM.save` wrote. None gives random weights (seed them
             with torch.manual_seed). "default" is "seed0" for birdworld-vit; any other model needs a tag.
         device: None is the GPU where there is one, else the CPU.
@@ -178,10 +179,10 @@ def load_model(name: str, pretrained: str | Path | None = "default", device: str
         (10, 10)
     """
     name = name.replace("/", "-")  # OpenAI writes ViT-B/32
-    if name == BIRDWORLD and BIRDWORLD not in open_clip.list_models():
-        open_clip.add_model_config(data_path("birdworld", f"{BIRDWORLD}.json"))
-    if name != BIRDWORLD and name not in open_clip.list_models():
-        near = difflib.get_close_matches(name, [BIRDWORLD, *open_clip.list_models()], n=5, cutoff=0.5)
+    if name in BIRDWORLDS and name not in open_clip.list_models():
+        open_clip.add_model_config(data_path("birdworld", f"{name}.json"))
+    if name not in open_clip.list_models():
+        near = difflib.get_close_matches(name, [*BIRDWORLDS, *open_clip.list_models()], n=5, cutoff=0.5)
         raise ValueError(f"unknown model {name!r}. Close: {near or 'none'}; open_clip.list_models() has all names.")
     dtype = DTYPES.get(dtype, dtype)
     if dtype not in DTYPES.values():
@@ -190,7 +191,7 @@ def load_model(name: str, pretrained: str | Path | None = "default", device: str
     weights = find_weights(name, pretrained)
     is_file = str(weights).endswith(".safetensors")
     # Birdworld's images are used as rendered, in 0..1.
-    as_rendered = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)} if name == BIRDWORLD else None
+    as_rendered = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)} if name in BIRDWORLDS else None
     text_tower = hub_name(name, "model")
     fetch = nullcontext() if text_tower is None else from_hub(
         text_tower, f"the text tower of {name}, {text_tower!r} on the Hugging Face hub",

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import chain
+
 import torch
 import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from dealkit.models.split import Split, per_head
 
 
-def cut_resnet(visual: ModifiedResNet, images: Tensor, block: int = -1) -> Split:
+def cut_resnet(visual: ModifiedResNet, images: Tensor, block: int = -1, save_memory: bool = False) -> Split:
     """Cut CLIP's ResNet at its last feature map (layer4); the head is the attention pooling.
 
     Attention pooling turns the h*w feature vectors and their mean into tokens; the mean asks, all answer. An offset
     `delta` per channel moves every token alike. The query moves by `W_q delta`. Each logit gains the same number from
     the keys, which the softmax ignores. The attention sums to one, so what is read moves by exactly `W_v delta`.
+
+    `save_memory` recomputes every block in the backward pass; open_clip has no such switch for this tower.
     """
     if block != -1:
         raise ValueError(f"block {block} was asked for, but a ModifiedResNet is cut at its last stage only: block=-1.")
-    features = visual.stem(images)
-    for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
-        features = stage(features)
+    parts = [visual.stem, visual.layer1, visual.layer2, visual.layer3, visual.layer4]
+    if save_memory:
+        parts = [partial(checkpoint, block, use_reentrant=False) for block in (visual.stem, *chain(*parts[1:]))]
+    features = images
+    for part in parts:
+        features = part(features)
     pool = visual.attnpool
 
     def project(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

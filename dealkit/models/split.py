@@ -39,6 +39,8 @@ class Split:
         closeness: for context only, `[B, prefix + h*w]`, from `key_closeness`.
         exits: for exits only, one Split of kind "attention" a block, first to last, each with `prefix`. Its variable is
             the pooling query's row in that block, and its head leaves the tower right after that block.
+        gain: what scores are multiplied with before their gradient goes back through the head, and the gradient divided
+            by. 1 unless the head computes in float16, where small numbers vanish.
     """
 
     variable: Tensor
@@ -49,6 +51,7 @@ class Split:
     values: Tensor | None = None
     closeness: Tensor | None = None
     exits: tuple[Split, ...] = ()
+    gain: float = 1.0
 
 
 Cut = Callable[[nn.Module, Tensor, int], Split]  # (visual, images, block)

@@ -16,6 +16,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from dealkit.models.flava_tower import FlavaTower, find_flava_family
+from dealkit.models.recompute import check_switches, grad_checkpointing
 from dealkit.models.resnet import cut_resnet
 from dealkit.models.split import Family, Split, unsupported
 from dealkit.models.timm_towers import find_timm_family
@@ -54,16 +55,18 @@ class Tower:
         layers = [layer for layer in self.visual.head.modules() if isinstance(layer, nn.Linear)]
         return layers[-1].out_features if layers else self.visual.trunk.num_classes or self.visual.trunk.num_features
 
-    def split(self, images: Tensor, block: int = -1, kind: str | None = None) -> Split:
+    def split(self, images: Tensor, block: int = -1, kind: str | None = None, save_memory: bool = False) -> Split:
         """Run the trunk on a batch and return what is explained, with the head that follows it.
 
         Args:
             images: `[B, 3, H, W]`, as `vlm.preprocess` or a dataset returns them.
             block: transformer block to cut at; -1 is the last.
             kind: "attention", "features", "context" or "exits"; None is the paper's variable for this tower.
+            save_memory: recompute the blocks of the trunk in the backward pass instead of keeping what they compute.
 
         Raises:
-            ValueError: unusable images, a kind this tower does not have, or a block that does not exist.
+            ValueError: unusable images, a kind this tower does not have, or a block that does not exist; save_memory
+                for a tower that cannot (FLAVA).
 
         Example:
             >>> split = vlm.tower.split(images)
@@ -74,7 +77,12 @@ class Tower:
             raise ValueError(f"this tower, {self.family}, has no variable of kind {kind!r}; choose one of "
                              f"{list(self.cuts)}.")
         images = check_images(images, self.image_size).to(next(self.visual.parameters()))  # its device and dtype
-        return self.cuts[kind](self.visual, images, block)
+        cut = self.cuts[kind]
+        if not save_memory:
+            return cut(self.visual, images, block)
+        check_switches(self.visual)
+        with grad_checkpointing(self.visual):
+            return cut(self.visual, images, block, **({"save_memory": True} if cut is cut_resnet else {}))
 
 
 def find_tower(visual: nn.Module) -> Tower:

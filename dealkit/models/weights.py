@@ -14,6 +14,7 @@ from dealkit.models.hub import reach_hub
 from dealkit.paths import data_path
 
 BIRDWORLD = "birdworld-vit"  # the tiny CLIP that comes with dealkit
+BIRDWORLDS = (BIRDWORLD, "birdworld-vit-224")  # and its larger form, without weights: pretrain it on a GPU
 
 
 def find_weights(name: str, pretrained: str | Path | None) -> str | None:
@@ -28,7 +29,7 @@ def find_weights(name: str, pretrained: str | Path | None) -> str | None:
     ours = {}
     if name == BIRDWORLD:
         ours = {path.stem: str(path) for path in sorted(data_path("birdworld").glob("seed*.safetensors"))}
-    tags = list(ours) if name == BIRDWORLD else open_clip.list_pretrained_tags_by_model(name)
+    tags = list(ours) if name in BIRDWORLDS else open_clip.list_pretrained_tags_by_model(name)
     choices = f"Tags of {name}: {', '.join(tags) or 'none'}; a .safetensors file; or None for random weights."
     if pretrained == "default":
         if name != BIRDWORLD:

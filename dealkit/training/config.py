@@ -4,6 +4,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+PRECISIONS = ("float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True)
 class DealConfig:
@@ -22,7 +24,13 @@ class DealConfig:
         category_prompt: the text of a category, the same in training and in evaluation.
         lr, weight_decay, betas, eps: Adam's settings.
         epochs, batch_size, seed: the seed fixes order and captions.
-        freeze_text: do not train the text tower at all.
+            `batch_size` is that of all processes together: each takes its share.
+        freeze_text: do not train the text tower at all; the texts of the bank are then encoded once.
+        precision: what towers compute in: "float32", or "bfloat16" or "float16" by autocast. The weights stay float32
+            in any case, and so do maps and losses. Prefer bfloat16; float16 is for older GPUs (T4, V100), and leaves
+            out a step whose gradients overflow, which the history counts.
+        checkpoint_activations: recompute what lies inside the blocks of the towers in the backward pass instead of
+            keeping it: much less memory for about a third more time, the same gradients.
 
     Raises:
         ValueError: for a negative or NaN weight, a non-positive learning rate, an unknown option.
@@ -47,6 +55,8 @@ class DealConfig:
     batch_size: int = 32
     freeze_text: bool = False
     seed: int = 0
+    precision: str = "float32"
+    checkpoint_activations: bool = False
 
     def __post_init__(self):
         for name in ("lambda_disentangle", "gamma_localize", "guard", "weight_decay"):
@@ -62,7 +72,8 @@ class DealConfig:
         for name in ("concept_captions", "guard_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; a share lies in [0, 1]")
-        for name, known in (("overlap", ("product", "cosine")), ("aggregate", ("sum", "max"))):
+        for name, known in (("overlap", ("product", "cosine")), ("aggregate", ("sum", "max")),
+                            ("precision", PRECISIONS), ("checkpoint_activations", (False, True))):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {known}")
         if self.category_prompt.count("{}") != 1:

@@ -1,15 +1,20 @@
 """DEAL's objective: every term of the risk from one pass through the image trunk."""
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from dealkit.inputs import concept_lists
 from dealkit.losses import contrastive_loss, disentangle_loss, guard_loss, localize_loss
 from dealkit.maps import VARIABLES, choose_method, contributions, to_maps
-from dealkit.normalize import is_dead
+from dealkit.models.recompute import check_switches, grad_checkpointing
+from dealkit.normalize import at_least_float32, is_dead
 from dealkit.training.config import DealConfig
+from dealkit.training.precision import autocast, in_float32
+from dealkit.training.processes import Share, gather
 
 TERMS = ("contrastive", "disentangle", "localize", "guard", "total", "dead_maps")
 
@@ -19,6 +24,9 @@ class DealObjective(nn.Module):
 
     `forward` returns every term, unweighted, and their weighted sum "total". It runs the image trunk once: the image
     embedding and all maps come from the same split.
+
+    With `config.freeze_text` the text tower has no gradient, and the concepts and the prompt of a category are encoded
+    when an image first shows it, and kept: make a new objective where the text tower has changed.
     """
 
     def __init__(self, vlm, bank, config: DealConfig):
@@ -33,39 +41,105 @@ class DealObjective(nn.Module):
             raise ValueError(f"{', '.join(poor[:5])}: fewer than two concepts in the bank, so there is nothing to "
                              "disentangle; give every category at least two")
         _, self.n_concepts = concept_lists(bank, list(bank))
+        if config.checkpoint_activations:
+            check_switches(vlm.tower.visual)
+        self._encoded: dict[str, Tensor] = {}                    # category -> [K + 1, D], where the tower is frozen
 
-    def forward(self, images: torch.Tensor, categories: list[str], captions: list[str],
-                true: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Args: images [B, 3, H, W]; B category names; B captions; true [B, B] bool, caption j is true of image i."""
-        config, vlm = self.config, self.vlm
-        concepts = [self.bank[c][:self.n_concepts] for c in categories]
-        prompts = [config.category_prompt.format(c) for c in categories]
-        wanted = [*captions, *prompts, *(phrase for row in concepts for phrase in row)]
-        unique = list(dict.fromkeys(wanted))                     # each text goes through the text tower once
-        place = {text: i for i, text in enumerate(unique)}
-        rows = torch.tensor([place[text] for text in wanted], device=vlm.device)
-        # embedding, not [rows]: the backward of indexing adds up in any order when several threads share the work
-        text_emb = F.embedding(rows, vlm.encode_text(unique))
-        batch = len(categories)
-        caption_emb, explained = text_emb[:batch], text_emb[batch:]
-        # [B, K + 1, D]: the K concepts of each image, then its category
-        explained = torch.cat([explained[batch:].unflatten(0, (batch, -1)), explained[:batch, None]], dim=1)
-        if config.stop_text_gradient:
-            explained = explained.detach()
+    def forward(self, images: Tensor, categories: list[str], captions: list[str], true: Tensor | None = None,
+                share: Share | None = None) -> dict[str, Tensor]:
+        """All terms for a batch.
 
-        split = vlm.tower.split(images, kind=VARIABLES[choose_method(vlm.tower, config.method)])
+        Args:
+            images: [B, 3, H, W].
+            categories, captions: B of each.
+            true: [B, B] bool, caption j is true of image i.
+            share: among several processes, what part of the global batch this is; `true` is then that of all images.
+                The contrastive term is that of the whole batch in every process; the mean of the others over the
+                processes is.
+        """
+        config = self.config
+        caption_emb, explained = (self._kept_texts if config.freeze_text else self._texts)(categories, captions)
+        kind = VARIABLES[choose_method(self.vlm.tower, config.method)]
+        with self._autocast():
+            split = self.vlm.tower.split(images, kind=kind, save_memory=config.checkpoint_activations)
+        split = in_float32(split, config.precision)
         image_emb = F.normalize(split.head(split.variable), dim=-1)
         # a second-order graph only where a regulariser will use it; without it the maps are constants, as if detached
         regularised = config.lambda_disentangle > 0 or config.gamma_localize > 0 or config.guard > 0
-        evidence = contributions(split, explained, vlm.grid, create_graph=regularised and not config.detach_maps)
-        maps = to_maps(evidence)
-        terms = {
-            "contrastive": contrastive_loss(image_emb, caption_emb, vlm.logit_scale, true),
+        evidence = contributions(split, explained, self.vlm.grid,
+                                 create_graph=regularised and not config.detach_maps)
+        if share is not None:
+            both = gather(torch.cat([image_emb, caption_emb], dim=1))[:share.total]
+            image_emb, caption_emb = both.tensor_split([image_emb.shape[1]], dim=1)
+        terms = {"contrastive": contrastive_loss(image_emb, caption_emb, self.vlm.logit_scale, true)}
+        terms |= self._regularisers(evidence) if share is None else self._share_of_regularisers(evidence, share)
+        dead = terms.pop("dead_maps")
+        terms["total"] = (terms["contrastive"] + config.lambda_disentangle * terms["disentangle"]
+                          + config.gamma_localize * terms["localize"] + config.guard * terms["guard"])
+        return terms | {"dead_maps": dead}
+
+    def _regularisers(self, evidence: Tensor) -> dict[str, Tensor]:
+        """What depends on each image's own maps, as means over images."""
+        config, maps = self.config, to_maps(evidence)
+        return {
             "disentangle": disentangle_loss(maps[:, :-1], config.overlap),
             "localize": localize_loss(maps[:, :-1], maps[:, -1], config.aggregate),
             "guard": guard_loss(evidence.flatten(2, 3), config.guard_share),
+            "dead_maps": is_dead(maps.detach()).float().mean(),
         }
-        terms["total"] = (terms["contrastive"] + config.lambda_disentangle * terms["disentangle"]
-                          + config.gamma_localize * terms["localize"] + config.guard * terms["guard"])
-        terms["dead_maps"] = is_dead(maps.detach()).float().mean()
-        return terms
+
+    def _share_of_regularisers(self, evidence: Tensor, share: Share) -> dict[str, Tensor]:
+        """The same, weighted so that their mean over the processes is the mean over all images; repeats weigh 0."""
+        terms = self._regularisers(evidence[:max(share.real, 1)])
+        weight = share.real * share.processes / share.total
+        return {name: weight * value for name, value in terms.items()}
+
+    def _texts(self, categories: list[str], captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Embeddings of the captions [B, D], and of what is explained [B, K + 1, D]: K concepts, then the category."""
+        rows = [self._explained(category) for category in categories]
+        asked = [text for row in rows for text in row]
+        if self.config.stop_text_gradient:                       # nothing of them is kept for a backward pass
+            with torch.no_grad():
+                explained = self._each(asked)
+            caption_emb = self._each(captions)
+        else:
+            caption_emb, explained = self._each([*captions, *asked]).split([len(captions), len(asked)])
+        return caption_emb, explained.unflatten(0, (len(rows), -1))
+
+    def _each(self, texts: list[str]) -> Tensor:
+        """An embedding a text; equal ones go through the text tower once."""
+        unique = list(dict.fromkeys(texts))
+        place = {text: i for i, text in enumerate(unique)}
+        index = torch.tensor([place[text] for text in texts], device=self.vlm.device)
+        # embedding, not [index]: the backward of indexing adds up in any order when several threads share the work
+        return F.embedding(index, self._encode(unique))
+
+    @torch.no_grad()
+    def _kept_texts(self, categories: list[str], captions: list[str]) -> tuple[Tensor, Tensor]:
+        """As `_texts`, from a text tower that does not change.
+
+        Every category is encoded by itself, and the other captions of a step together: what a text is encoded with may
+        move its last bits, and must not depend on what a killed and resumed run has met before.
+        """
+        own = list(dict.fromkeys(categories))
+        for category in own:
+            if category not in self._encoded:
+                self._encoded[category] = self._encode(self._explained(category))
+        known = {text: row for category in own for text, row in zip(self._explained(category), self._encoded[category])}
+        new = [text for text in dict.fromkeys(captions) if text not in known]
+        known |= zip(new, self._encode(new)) if new else {}
+        return (torch.stack([known[caption] for caption in captions]),
+                torch.stack([self._encoded[category] for category in categories]))
+
+    def _explained(self, category: str) -> list[str]:
+        return [*self.bank[category][:self.n_concepts], self.config.category_prompt.format(category)]
+
+    def _encode(self, texts: list[str]) -> Tensor:
+        """[K, D] of unit norm in at least float32."""
+        recompute = grad_checkpointing(self.model) if self.config.checkpoint_activations else nullcontext()
+        with recompute, self._autocast():
+            text_emb = self.vlm.encode_text(texts)
+        return text_emb if self.config.precision == "float32" else F.normalize(at_least_float32(text_emb), dim=-1)
+
+    def _autocast(self):
+        return autocast(self.vlm.device, self.config.precision)

@@ -1,0 +1,106 @@
+"""Several processes are one: the same gradient, the same history, and one set of files."""
+from __future__ import annotations
+
+import os
+
+import pandas as pd
+import pytest
+import torch
+from launched import BANK, CONFIG, gradients, launch, make, tune
+from tiny_birds import Recorder, bird_vlm
+
+from dealkit import finetune
+from dealkit.datasets import Birdworld
+from dealkit.training.processes import Processes, Share
+
+GRADIENTS = {
+    "six": {"n": 6},
+    "five": {"n": 5},
+    "one": {"n": 1},                                                     # the second process has none of its own
+    "frozen": {"n": 5, "config": {"freeze_text": True, "overlap": "product", "aggregate": "sum"}},
+    "recomputed": {"n": 5, "config": {"method": "legrad", "checkpoint_activations": True}},
+    "resnet": {"n": 5, "resnet": True},
+    "contrastive": {"n": 5, "config": {"lambda_disentangle": 0., "gamma_localize": 0., "guard": 0.}},
+}
+GRADIENTS = {name: {"do": "gradients"} | job for name, job in GRADIENTS.items()}
+
+
+@pytest.mark.parametrize("total, processes", [(8, 2), (7, 2), (1, 2), (5, 4), (3, 4), (256, 8)])
+def test_shares_hold_every_image_once_and_pad_at_the_end(total, processes):
+    images = [f"image {i}" for i in range(total)]
+    shares = [Share(rank, processes, total) for rank in range(processes)]
+    assert {len(share.of(images)) for share in shares} == {-(-total // processes)}
+    together = [image for share in shares for image in share.of(images)]
+    assert together[:total] == images and set(together) == set(images)   # what is gathered is cut after `total`
+    assert sum(share.real for share in shares) == total
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With a file that is no folder, and a run of one process that died in its fifth step."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "file").write_text("not a folder")
+    with pytest.raises(RuntimeError, match="power"):
+        finetune(make({})[0], Recorder(Birdworld(n=15), fails_at=4), BANK, CONFIG, out_dir=folder / "dead",
+                 save_every=2, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(folder):
+    """What two processes found: one launch, because starting Python takes longer than all of the jobs."""
+    jobs = GRADIENTS | {
+        "whole": {"do": "tune", "n": 15, "out_dir": str(folder / "run"), "workers": 1},
+        "resumed": {"do": "tune", "n": 15, "out_dir": str(folder / "dead"), "resume": True},
+        "refused": {"do": "tune", "n": 15, "out_dir": str(folder / "file")}}
+    return launch(jobs, folder, ACCELERATE_MIXED_PRECISION="bf16")
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The run of 7 + 7 + 1 images, twice, in this process."""
+    return tune({"n": 15})
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_processes_with_a_share_each_give_the_gradient_of_one_with_all(pair, name):
+    expected = gradients(GRADIENTS[name])
+    for found in pair:
+        assert found[name].keys() == expected.keys()
+        for weight, value in expected.items():
+            error = (found[name][weight] - value).abs().max()
+            assert error <= 1e-5 * value.abs().max() + 1e-14, (weight, error)
+
+
+def test_a_run_in_two_processes_is_the_run_in_one(pair, alone, folder):
+    one, other = (found["whole"] for found in pair)
+    assert one["rows"] == len(alone["history"]) == 6 and other["rows"] == 0    # called in the first process alone
+    assert one["warned"] == 1 and alone["warned"] == 0                         # launched for bf16, the config says not
+    for name in alone.keys() - {"rows", "warned"}:
+        assert torch.equal(one[name], other[name]), name
+        torch.testing.assert_close(one[name], alone[name], rtol=1e-5, atol=1e-6)
+    files = ["checkpoint.safetensors", "config.json", "history.csv", "model.safetensors"]
+    assert sorted(os.listdir(folder / "run")) == files
+    assert torch.equal(torch.tensor(pd.read_csv(folder / "run" / "history.csv").to_numpy(float)), one["history"])
+
+
+def test_two_processes_go_on_with_a_run_of_one(pair, alone):
+    """Weights, moments and history come from the file, which the first process alone reads."""
+    one, other = (found["resumed"] for found in pair)
+    assert one["rows"] == 2
+    for name in alone.keys() - {"rows", "warned"}:
+        assert torch.equal(one[name], other[name]), name
+        torch.testing.assert_close(one[name], alone[name], rtol=1e-5, atol=1e-6)
+
+
+def test_what_the_first_process_cannot_do_stops_all(pair):
+    for found in pair:
+        message, = found["refused"]
+        assert "not writable" in message and "choose another folder" in message
+
+
+def test_launchers_that_split_the_model_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="launched with FSDP; it splits the batch"):
+        Processes(bird_vlm(), "float32")
