@@ -56,7 +56,7 @@ def tiny_preset(monkeypatch):
     def tiny(name, pretrained="default", device=None):
         assert name == "birdworld"
         return Setup(name, bird_vlm(int(pretrained[-1])), Birdworld(n=16), Birdworld("validation", n=16),
-                     Birdworld("test", n=32), BANK, DEAL)
+                     Birdworld("test", n=32), BANK, DEAL, lambda: bird_vlm(int(pretrained[-1])))
     monkeypatch.setattr(study, "preset", tiny)
 
 

@@ -1,8 +1,9 @@
 """Pretrain the tiny CLIP of Birdworld from scratch: python data/birdworld/pretrain.py --seed 0
 
-Makes data/birdworld/seed<seed>.safetensors from nothing but the seed, on a CPU. The recipe is CLIP's (symmetric InfoNCE
-over a batch of images and captions) with one change that a world of 16 species needs: a caption that is true of another
-image of the batch does not count as that image's negative.
+Makes data/birdworld/seed<seed>.safetensors from nothing but the seed, on a CPU. With `--model birdworld-vit-224
+--device cuda` the same recipe makes a larger model of larger images, into build/ (not shipped). The recipe is CLIP's
+(symmetric InfoNCE over a batch of images and captions) with one change that a world of 16 species needs: a caption
+that is true of another image of the batch does not count as that image's negative.
 """
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 import dealkit
 from dealkit.datasets.birdworld import COLOURS, PARTS, Birdworld
+from dealkit.models.weights import BIRDWORLD, BIRDWORLDS
 
 STEPS, BATCH, LR = 1_200, 64, 2e-3
 
@@ -47,15 +49,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--out", type=Path, default=None, help="default: seed<seed>.safetensors beside this script")
+    parser.add_argument("--model", choices=BIRDWORLDS, default=BIRDWORLD)
+    parser.add_argument("--device", default="cpu", help="the committed weights were made on a CPU")
+    parser.add_argument("--out", type=Path, default=None, help="default: seed<seed>.safetensors beside this script, or "
+                                                               "in build/<model>/ for another model")
     args = parser.parse_args()
-    out = args.out or Path(__file__).parent / f"seed{args.seed}.safetensors"
+    here = Path(__file__).parent
+    folder = here if args.model == BIRDWORLD else here.parents[1] / "build" / args.model
+    out = args.out or folder / f"seed{args.seed}.safetensors"
 
     torch.set_num_threads(1)                    # part of the recipe; run both seeds side by side on two cores
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
-    vlm = dealkit.load_model("birdworld-vit", pretrained=None, device="cpu")
-    birds = Birdworld("pretrain", seed=args.seed, random_birds=.5, correlation=.99)
+    vlm = dealkit.load_model(args.model, pretrained=None, device=args.device)
+    birds = Birdworld("pretrain", seed=args.seed, random_birds=.5, correlation=.99, size=vlm.image_size[0])
     vlm.model.train()
     decayed = [p for p in vlm.model.parameters() if p.ndim > 1]
     others = [p for p in vlm.model.parameters() if p.ndim <= 1]

@@ -143,9 +143,9 @@ def folder(root: str | Path, transform: Transform) -> PhotoSet:
     """Pictures of your own: one sub-folder a category, with pictures in it or in folders below it.
 
     The sub-folders' names are the categories, in alphabetical order, written as the banks write them: `apple_pie` is
-    "apple pie", `001.Black_footed_Albatross` is "Black footed Albatross", `AnnualCrop` is "Annual Crop". Files whose names begin with a dot are left out; other files that are no pictures, and links to folders within a category,
-    too, with a warning.
-    Pictures are turned upright as their EXIF orientation says, and transparent ones put on white.
+    "apple pie", `001.Black_footed_Albatross` is "Black footed Albatross", `AnnualCrop` is "Annual Crop". Files whose
+    names begin with a dot are left out; other files that are no pictures, and links to folders within a category, too,
+    with a warning. Pictures are turned upright as their EXIF orientation says, and transparent ones put on white.
 
     Args:
         root: the folder of folders.

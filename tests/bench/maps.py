@@ -97,20 +97,30 @@ def seconds(call: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def peak_mib(call: Callable[[], object]) -> float | None:
-    """The most that the process holds during a call beyond what it held before, in MiB; None where nobody counts."""
-    def held(what: str) -> int:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
-        return int(line.split()[1])
+def held_mib(what: str = "VmRSS") -> float:
+    """What the process holds, or with "VmHWM" has held at most, in MiB; OSError where nobody counts (not Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(what)).split()[1]) / 1024
 
+
+def trim() -> None:
+    """Give back what the allocator keeps for later: it would hide what a call needs."""
     gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def peak_mib(call: Callable[[], object], before: float | None = None) -> float | None:
+    """The most that the process holds during a call beyond `before`, in MiB; None where nobody counts.
+
+    before: what it held at some earlier time; None is just before the call.
+    """
+    trim()
     try:
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the allocator keeps for later would hide what a call needs
         Path("/proc/self/clear_refs").write_text("5")  # forget the old peak
-        before = held("VmRSS")
+        before = held_mib() if before is None else before
         call()
-        return round((held("VmHWM") - before) / 1024, 1)
+        return round(held_mib("VmHWM") - before, 1)
     except OSError:
         return None
 

@@ -1,0 +1,210 @@
+"""The paper's experiment on one data set: python data/reproduce.py cub
+
+For every seed, fine-tunes with contrastive-only and with DEAL, evaluates both and the model before, and writes
+build/results/<preset>.json: every metric with its 95 % interval, the paired differences, settings, versions, device,
+seconds and peak memory. Killed half-way, it goes on where it was: each run keeps its checkpoint in build/runs/.
+
+    python data/reproduce.py cub                              OpenAI's ViT-B/32 on the GPU; downloads 1.1 GB of images
+    python data/reproduce.py imagenet --data /path/to/ILSVRC  a data set that you have
+    accelerate launch data/reproduce.py cub                   on several GPUs or nodes
+    python data/reproduce.py birdworld                        two pretraining seeds are not needed: the first only
+    python data/reproduce.py --claims                         data/results/*.json -> data/claims.csv, prints the table
+
+A figure goes into data/claims.csv only from a file in data/results/ that was made with the preset as it stands: the
+published weights, all images, a clean commit. (Half precision and recomputed activations are no changes of that kind.)
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from datetime import date, timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+import accelerate
+import pandas as pd
+import torch
+
+import dealkit
+from dealkit.presets import PRESETS
+from dealkit.study import paired_differences
+from dealkit.training.checkpoint import write_text
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE.parent / "build"
+CLAIMS = HERE / "claims.csv"
+SHOWN = {"disentanglability": "disentanglability", "insertion_fidelity": "localizability (insertion fidelity)",
+         "accuracy": "accuracy"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", nargs="?", choices=[name for name in PRESETS if name != "clip"])
+    parser.add_argument("--claims", action="store_true", help="bring data/claims.csv in step with data/results/")
+    parser.add_argument("--seeds", type=int, default=2, help="fine-tuning seeds (default: 2)")
+    parser.add_argument("--data", help="folder of the data set; default: the cache folder, DEALKIT_DATA")
+    parser.add_argument("--no-download", dest="download", action="store_false", help="fetch no data set")
+    parser.add_argument("--model", help="another model of open_clip")
+    parser.add_argument("--weights", default="default", help="another tag, a .safetensors file, or 'none' for random")
+    parser.add_argument("--device", help="default: the GPU where there is one")
+    parser.add_argument("--batch-size", type=int, help="default: the paper's")
+    parser.add_argument("--lr", type=float, help="default: the paper's")
+    parser.add_argument("--precision", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--freeze-text", action="store_true")
+    parser.add_argument("--checkpoint-activations", action="store_true", help="less memory, a third more time")
+    parser.add_argument("--workers", type=int, default=4, help="processes that load images")
+    parser.add_argument("--insertion-images", type=int, default=512, help="images with insertion and deletion metrics")
+    parser.add_argument("--out", type=Path, default=BUILD, help="default: build/")
+    args = parser.parse_args()
+    if args.claims:
+        claims = claimed(pd.read_csv(CLAIMS), HERE / "results")
+        claims.to_csv(CLAIMS, index=False, float_format="%.6g", lineterminator="\n")
+        print(claims_table(claims))
+    elif args.preset is None:
+        parser.error("name a preset, or --claims")
+    else:
+        reproduce(args)
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    """Every run of one preset, and its results as a file."""
+    # the others wait for the main process while it evaluates, which on ImageNet takes longer than ten minutes
+    state = accelerate.PartialState(cpu=args.device == "cpu", timeout=timedelta(hours=6))
+    device = args.device or str(state.device)
+    with state.main_process_first():             # one process fetches images and weights, the others find them
+        setup = dealkit.preset(args.preset, None if args.weights == "none" else args.weights, device, args.model,
+                               args.data, args.download)
+    changes = {"precision": args.precision, "freeze_text": args.freeze_text,
+               "checkpoint_activations": args.checkpoint_activations,
+               "batch_size": args.batch_size or setup.config.batch_size, "lr": args.lr or setup.config.lr}
+    config = replace(setup.config, **changes)
+    cost = {"seconds": {}, "peak_memory_mib": {}}
+    rows = [timed(cost, "evaluate pretrained", lambda: measured(setup.vlm, setup, args, state))]
+    rows[0] |= {"row": "pretrained", "seed": 0}
+    for seed in range(args.seeds):
+        for row, settings in (("contrastive only", config.contrastive_only), ("DEAL", config)):
+            vlm, name = setup.fresh(), f"{row}, seed {seed}"
+            folder = args.out / "runs" / args.preset / name.replace(", ", " ").replace(" ", "-").lower()
+            timed(cost, name, lambda: dealkit.finetune(
+                vlm, setup.train, setup.bank, replace(settings, seed=seed),  # noqa: B023, called at once
+                out_dir=folder, resume=folder.exists(), workers=args.workers))  # noqa: B023
+            rows.append(timed(cost, f"evaluate {name}", lambda: measured(vlm, setup, args, state)))  # noqa: B023
+            rows[-1] |= {"row": row, "seed": seed}
+    if state.is_main_process:
+        results = {
+            "preset": args.preset, "model": setup.vlm.name, "weights": args.weights,
+            "command": shlex.join(["python", "data/reproduce.py", *sys.argv[1:]]), "date": date.today().isoformat(),
+            "images": {"train": len(setup.train), "test": len(setup.test)}, "categories": len(setup.test.categories),
+            "config": asdict(config), "changed": sorted(key for key in ("batch_size", "lr", "freeze_text")
+                                                        if changes[key] != getattr(setup.config, key)),
+            **summary(pd.DataFrame(rows)), **cost, **machine(device, state.num_processes)}
+        path = args.out / "results" / f"{args.preset}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(finite(results), indent=1) + "\n")
+        print(f"wrote {path}")
+
+
+def measured(vlm, setup, args, state) -> dict:
+    """The row of `evaluate`, on the main process; the others wait at the next step for it."""
+    if not state.is_main_process:
+        return {}
+    return dealkit.evaluate(vlm, setup.test, setup.bank, category_prompt=setup.config.category_prompt,
+                            insertion_images=args.insertion_images, progress=True).to_dict()
+
+
+def timed(cost: dict, name: str, call):
+    """The call's result; its seconds and peak memory go into `cost`. The peak of a CPU is that of the whole process."""
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    result = call()
+    if cuda:
+        torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() / 2 ** 20 if cuda else (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10))
+    cost["seconds"][name], cost["peak_memory_mib"][name] = round(time.perf_counter() - start, 1), round(peak)
+    return result
+
+
+def summary(table: pd.DataFrame) -> dict:
+    """Rows -> every run, the mean of each row, and DEAL minus contrastive-only, pair by pair."""
+    ends = ("_low", "_high")
+    metrics = [c for c in table.columns if c not in ("row", "seed", "n") and not c.endswith(ends)]
+    means = {row: {metric: {end: runs[metric + end].mean() for end in ("", *ends)} for metric in metrics}
+             for row, runs in table.groupby("row", sort=False)}
+    rows = {row: {metric: {"mean": value[""], "low": value["_low"], "high": value["_high"]}
+                  for metric, value in columns.items()} for row, columns in means.items()}
+    differences = paired_differences(table.assign(pretrained=""), "contrastive only", metrics)
+    deal = differences[differences["row"] == "DEAL"].set_index("metric")[["mean", "low", "high", "pairs"]]
+    return {"rows": rows, "interval": "95 %, bootstrap over test images, ends averaged over seeds",
+            "deal_minus_contrastive_only": deal.to_dict("index"), "runs": table.to_dict("records")}
+
+
+def machine(device: str, processes: int) -> dict:
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
+    commit = subprocess.run(git, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() and device != "cpu" else platform.machine()
+    packages = ("torch", "open_clip_torch", "accelerate", "numpy")
+    return {"commit": commit or "unknown", "device": name, "processes": processes,
+            "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}}}
+
+
+def finite(value):
+    """NaN and infinity are no JSON: they become null."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def claimed(claims: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The claims with our columns taken from the results in `folder`; empty where there is none."""
+    claims = claims.copy()
+    claims[["ours", "low", "high"]] = float("nan")
+    claims["commit"] = pd.Series([None] * len(claims), dtype=object)
+    for path in sorted(folder.glob("*.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        why_not = [f"{key} is {results[key]!r}" for key, right in
+                   (("model", "ViT-B-32-quickgelu"), ("weights", "default"), ("changed", [])) if results[key] != right]
+        if why_not or results["commit"].endswith("-dirty"):
+            sys.exit(f"{path}: not the preset as it stands ({', '.join(why_not) or 'uncommitted changes'}); a figure "
+                     "of the paper's table needs that. Keep it somewhere else.")
+        for i in claims.index[claims["preset"] == results["preset"]]:
+            found = results["rows"].get(claims.loc[i, "our_row"], {}).get(claims.loc[i, "metric"])
+            if found and found["mean"] is not None:
+                claims.loc[i, ["ours", "low", "high"]] = [found[key] for key in ("mean", "low", "high")]
+                claims.loc[i, "commit"] = results["commit"]
+    single = claims[claims["preset"] != "average"]
+    for i in claims.index[claims["preset"] == "average"]:           # only where all five were run
+        same = single[(single["model"] == claims.loc[i, "model"]) & (single["metric"] == claims.loc[i, "metric"])]
+        claims.loc[i, "ours"] = same["ours"].mean(skipna=False)
+    return claims
+
+
+def claims_table(claims: pd.DataFrame) -> str:
+    """The README's table, paper → ours; a test keeps the two in step."""
+    shown = claims[claims["our_row"].notna() & (claims["our_row"] != "")]
+    presets = list(dict.fromkeys(shown["preset"]))
+    lines = ["| | | " + " | ".join(presets) + " |", "|---|---|" + "---|" * len(presets)]
+    for metric, name in SHOWN.items():
+        for model in dict.fromkeys(shown["model"]):
+            part = shown[(shown["metric"] == metric) & (shown["model"] == model)].set_index("preset")
+            both = [[f"{part.loc[p, key]:.3f}" if pd.notna(part.loc[p, key]) else "–" for key in ("paper", "ours")]
+                    for p in presets]
+            cells = [" → ".join(pair) if pair != ["–", "–"] else "–" for pair in both]
+            lines.append(f"| {name} | {model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""One command a data set: its results file, and the paper's table that is filled from such files alone."""
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny_clip
+import tiny_photos
+
+from dealkit.presets import BATCH_SIZES
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "data" / "reproduce.py"
+# What FACTS of the paper's Table 1 say in another form: the averages that it prints.
+AVERAGES = {("CLIP", "disentanglability"): .400, ("FLAVA", "insertion_fidelity"): .580, ("DeCLIP", "accuracy"): .491,
+            ("PyramidCLIP", "disentanglability"): .071, ("CLIPpy", "insertion_fidelity"): .577,
+            ("DEAL", "accuracy"): .788}
+
+
+@pytest.fixture(scope="module")
+def script() -> dict:
+    return runpy.run_path(str(SCRIPT))
+
+
+@pytest.fixture
+def reproduce(monkeypatch, tmp_path, capsys):
+    name, root = tiny_clip.register(monkeypatch), tiny_photos.make_oxford_pets(tmp_path / "pets")
+
+    def call(*options):
+        monkeypatch.setattr(sys, "argv", [
+            "reproduce.py", "oxford_pets", "--model", name, "--weights", "none", "--device", "cpu", "--data", str(root),
+            "--no-download", "--workers", "0", "--insertion-images", "1", "--out", str(tmp_path / "out"), *options])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        return json.loads((tmp_path / "out" / "results" / "oxford_pets.json").read_text(encoding="utf-8"))
+    return call
+
+
+def test_one_command_makes_the_results_of_a_preset(reproduce, tmp_path):
+    results = reproduce("--seeds", "2", "--batch-size", "20")
+    assert [(run["row"], run["seed"]) for run in results["runs"]] == [
+        ("pretrained", 0), ("contrastive only", 0), ("DEAL", 0), ("contrastive only", 1), ("DEAL", 1)]
+    accuracy = [run["accuracy"] for run in results["runs"] if run["row"] == "DEAL"]
+    assert results["rows"]["DEAL"]["accuracy"]["mean"] == pytest.approx(sum(accuracy) / 2)
+    low, mean, high = (results["rows"]["pretrained"]["insertion_fidelity"][end] for end in ("low", "mean", "high"))
+    assert low <= mean <= high and results["rows"]["pretrained"]["pointing_game"]["mean"] is None     # no masks: no NaN
+    difference = results["deal_minus_contrastive_only"]["overlap_cosine"]
+    control = [run["overlap_cosine"] for run in results["runs"] if run["row"] == "contrastive only"]
+    ours = [run["overlap_cosine"] for run in results["runs"] if run["row"] == "DEAL"]
+    assert difference["mean"] == pytest.approx(sum(ours) / 2 - sum(control) / 2) and difference["pairs"] == 2
+    assert results["changed"] == ["batch_size"] and results["config"]["batch_size"] == 20
+    assert results["images"]["train"] > 20 and results["categories"] == 37
+    assert {"commit", "device", "versions", "command", "date", "seconds", "peak_memory_mib"} <= set(results)
+    assert all(value > 0 for value in results["seconds"].values()) and "DEAL, seed 1" in results["peak_memory_mib"]
+    # once more: the trained weights are found, nothing is trained again, and the numbers are the same
+    stamp = (tmp_path / "out" / "runs" / "oxford_pets" / "deal-seed-1" / "checkpoint.safetensors").stat().st_mtime_ns
+    again = reproduce("--seeds", "2", "--batch-size", "20")
+    assert [run["accuracy"] for run in again["runs"]] == [run["accuracy"] for run in results["runs"]]
+    path = tmp_path / "out" / "runs" / "oxford_pets" / "deal-seed-1" / "checkpoint.safetensors"
+    assert path.stat().st_mtime_ns == stamp
+
+
+# ----------------------------------------------------------------------------------------------- the paper's table
+
+
+@pytest.fixture
+def claims() -> pd.DataFrame:
+    return pd.read_csv(ROOT / "data" / "claims.csv")
+
+
+def test_every_figure_of_table_1_is_there(claims):
+    paper = claims[claims["source"] == "Table 1"]
+    assert len(paper) == 6 * 3 * 6 and paper["paper"].notna().all()
+    table = paper.pivot(index=["model", "metric"], columns="preset", values="paper")
+    assert len(table) == 18 and set(table.columns) == {*BATCH_SIZES, "average"} - {"waterbirds"}
+    for key, average in AVERAGES.items():
+        assert table.loc[key, "average"] == average
+    mean = table.drop(columns="average").mean(axis=1)
+    assert (mean - table["average"]).abs().max() < 0.0016             # rounding; the paper prints three digits
+
+
+def test_readme_claims_and_results_are_in_step(claims, script):
+    """A figure of ours stands in the table if and only if a committed results file has it."""
+    again = script["claimed"](claims, ROOT / "data" / "results")
+    committed = (ROOT / "data" / "claims.csv").read_text(encoding="utf-8")
+    assert again.to_csv(index=False, float_format="%.6g", lineterminator="\n") == committed
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- claims:.*?-->\n(.*?)\n<!-- end of claims -->", readme, re.DOTALL).group(1)
+    assert block == script["claims_table"](claims)
+
+
+def results_file(folder: Path, preset="cub", **changes) -> None:
+    folder.mkdir(exist_ok=True)
+    rows = {"DEAL": {"accuracy": {"mean": .7, "low": .6, "high": .8}, "disentanglability": {"mean": None}}}
+    results = {"preset": preset, "model": "ViT-B-32-quickgelu", "weights": "default", "changed": [],
+               "commit": "abc1234", "rows": rows} | changes
+    (folder / f"{preset}.json").write_text(json.dumps(results), encoding="utf-8")
+
+
+def test_results_fill_the_table_and_averages_wait_for_all_five(claims, script, tmp_path):
+    presets = ["cub", "food101", "oxford_pets", "eurosat", "imagenet"]
+    for preset in presets[:4]:
+        results_file(tmp_path, preset)
+    filled = script["claimed"](claims, tmp_path).query("model == 'DEAL' and metric == 'accuracy'").set_index("preset")
+    assert filled.loc["cub", ["ours", "low", "high", "commit"]].tolist() == [.7, .6, .8, "abc1234"]
+    assert pd.isna(filled.loc["imagenet", "ours"]) and pd.isna(filled.loc["average", "ours"])
+    results_file(tmp_path, "imagenet")
+    filled = script["claimed"](claims, tmp_path)
+    accuracy = filled.query("model == 'DEAL' and metric == 'accuracy'").set_index("preset")
+    assert accuracy.loc["average", "ours"] == pytest.approx(.7)
+    assert filled["ours"].notna().sum() == 6 and "0.696 → 0.700" in script["claims_table"](filled)
+
+
+@pytest.mark.parametrize("changes", [{"weights": "none"}, {"model": "ViT-B-16"}, {"changed": ["lr"]},
+                                     {"commit": "abc1234-dirty"}], ids=lambda changes: next(iter(changes)))
+def test_figures_of_something_else_do_not_get_in(claims, script, tmp_path, changes):
+    results_file(tmp_path, **changes)
+    with pytest.raises(SystemExit, match="not the preset as it stands"):
+        script["claimed"](claims, tmp_path)
