@@ -2,16 +2,17 @@
 
 For every seed, fine-tunes with contrastive-only and with DEAL, evaluates both and the model before, and writes
 build/results/<preset>.json: every metric with its 95 % interval, the paired differences, settings, versions, device,
-seconds and peak memory. Killed half-way, it goes on where it was: each run keeps its checkpoint in build/runs/.
+seconds and peak memory (of the first process). Killed half-way, it goes on where it was: each run has its checkpoint in
+build/runs/, under a checksum of its first weights; evaluations are made again. The cost of an interrupted run is null.
 
     python data/reproduce.py cub                              OpenAI's ViT-B/32 on the GPU; downloads 1.1 GB of images
     python data/reproduce.py imagenet --data /path/to/ILSVRC  a data set that you have
     accelerate launch data/reproduce.py cub                   on several GPUs or nodes
-    python data/reproduce.py birdworld                        two pretraining seeds are not needed: the first only
+    python data/reproduce.py birdworld                        the first of its two pretraining seeds (study.py has both)
     python data/reproduce.py --claims                         data/results/*.json -> data/claims.csv, prints the table
 
 A figure goes into data/claims.csv only from a file in data/results/ that was made with the preset as it stands: the
-published weights, all images, a clean commit. (Half precision and recomputed activations are no changes of that kind.)
+published weights, all images, 512 with insertion, a clean commit. (Half precision is no change of that kind.)
 """
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ import shlex
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import asdict, replace
 from datetime import date, timedelta
 from importlib.metadata import version
@@ -34,13 +36,17 @@ import pandas as pd
 import torch
 
 import dealkit
+from dealkit.evaluation.identity import weights_hash
 from dealkit.presets import PRESETS
 from dealkit.study import paired_differences
-from dealkit.training.checkpoint import write_text
+from dealkit.training import checkpoint
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build"
 CLAIMS = HERE / "claims.csv"
+IMAGES = {"cub": (5994, 5794), "oxford_pets": (3680, 3669), "food101": (75750, 25250), "eurosat": (24000, 3000),
+          "imagenet": (1281167, 50000)}                              # to train and to test, whole
+INSERTED = 512
 SHOWN = {"disentanglability": "disentanglability", "insertion_fidelity": "localizability (insertion fidelity)",
          "accuracy": "accuracy"}
 
@@ -61,7 +67,7 @@ def main() -> None:
     parser.add_argument("--freeze-text", action="store_true")
     parser.add_argument("--checkpoint-activations", action="store_true", help="less memory, a third more time")
     parser.add_argument("--workers", type=int, default=4, help="processes that load images")
-    parser.add_argument("--insertion-images", type=int, default=512, help="images with insertion and deletion metrics")
+    parser.add_argument("--insertion-images", type=int, default=INSERTED, help="images with insertion metrics")
     parser.add_argument("--out", type=Path, default=BUILD, help="default: build/")
     args = parser.parse_args()
     if args.claims:
@@ -76,7 +82,7 @@ def main() -> None:
 
 def reproduce(args: argparse.Namespace) -> None:
     """Every run of one preset, and its results as a file."""
-    # the others wait for the main process while it evaluates, which on ImageNet takes longer than ten minutes
+    # the others wait for the main process while it evaluates: on ImageNet longer than the ten minutes of the default
     state = accelerate.PartialState(cpu=args.device == "cpu", timeout=timedelta(hours=6))
     device = args.device or str(state.device)
     with state.main_process_first():             # one process fetches images and weights, the others find them
@@ -86,30 +92,41 @@ def reproduce(args: argparse.Namespace) -> None:
                "checkpoint_activations": args.checkpoint_activations,
                "batch_size": args.batch_size or setup.config.batch_size, "lr": args.lr or setup.config.lr}
     config = replace(setup.config, **changes)
+    about = machine(device, state.num_processes)                  # now, for the commit that runs is that of now
+    runs = args.out / "runs" / args.preset / weights_hash(setup.vlm)[:12]         # other weights are another run
     cost = {"seconds": {}, "peak_memory_mib": {}}
-    rows = [timed(cost, "evaluate pretrained", lambda: measured(setup.vlm, setup, args, state))]
-    rows[0] |= {"row": "pretrained", "seed": 0}
+    found = timed(cost, "evaluate pretrained", device, lambda: measured(setup.vlm, setup, args, state))
+    rows = [found | {"row": "pretrained", "seed": 0}]
     for seed in range(args.seeds):
         for row, settings in (("contrastive only", config.contrastive_only), ("DEAL", config)):
-            vlm, name = setup.fresh(), f"{row}, seed {seed}"
-            folder = args.out / "runs" / args.preset / name.replace(", ", " ").replace(" ", "-").lower()
-            timed(cost, name, lambda: dealkit.finetune(
-                vlm, setup.train, setup.bank, replace(settings, seed=seed),  # noqa: B023, called at once
-                out_dir=folder, resume=folder.exists(), workers=args.workers))  # noqa: B023
-            rows.append(timed(cost, f"evaluate {name}", lambda: measured(vlm, setup, args, state)))  # noqa: B023
-            rows[-1] |= {"row": row, "seed": seed}
+            vlm, name, chosen = setup.fresh(), f"{row}, seed {seed}", replace(settings, seed=seed)
+            folder = runs / name.replace(", ", " ").replace(" ", "-").lower()
+            begun = (folder / checkpoint.NAME).exists()
+            timed(cost, name, device, lambda: tuned(vlm, setup, chosen, folder, args))  # noqa: B023
+            if state.is_main_process:
+                keep_cost(cost, name, folder / "cost.json", begun)
+            found = timed(cost, f"evaluate {name}", device, lambda: measured(vlm, setup, args, state))  # noqa: B023
+            rows.append(found | {"row": row, "seed": seed})
     if state.is_main_process:
         results = {
             "preset": args.preset, "model": setup.vlm.name, "weights": args.weights,
             "command": shlex.join(["python", "data/reproduce.py", *sys.argv[1:]]), "date": date.today().isoformat(),
             "images": {"train": len(setup.train), "test": len(setup.test)}, "categories": len(setup.test.categories),
+            "insertion_images": min(args.insertion_images, len(setup.test)),
             "config": asdict(config), "changed": sorted(key for key in ("batch_size", "lr", "freeze_text")
                                                         if changes[key] != getattr(setup.config, key)),
-            **summary(pd.DataFrame(rows)), **cost, **machine(device, state.num_processes)}
+            **summary(pd.DataFrame(rows)), **cost, **about}
         path = args.out / "results" / f"{args.preset}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(finite(results), indent=1) + "\n")
+        checkpoint.write_text(path, json.dumps(finite(results), indent=1) + "\n")
         print(f"wrote {path}")
+
+
+def tuned(vlm, setup, config, folder: Path, args) -> pd.DataFrame:
+    """Fine-tune, or go on with it. All processes ask to resume: not each of them may see the folder of the first."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "there is no run in")
+        return dealkit.finetune(vlm, setup.train, setup.bank, config, out_dir=folder, resume=True, workers=args.workers)
 
 
 def measured(vlm, setup, args, state) -> dict:
@@ -117,22 +134,32 @@ def measured(vlm, setup, args, state) -> dict:
     if not state.is_main_process:
         return {}
     return dealkit.evaluate(vlm, setup.test, setup.bank, category_prompt=setup.config.category_prompt,
-                            insertion_images=args.insertion_images, progress=True).to_dict()
+                            insertion_images=args.insertion_images, workers=args.workers, progress=True).to_dict()
 
 
-def timed(cost: dict, name: str, call):
+def timed(cost: dict, name: str, device: str, call):
     """The call's result; its seconds and peak memory go into `cost`. The peak of a CPU is that of the whole process."""
-    cuda = torch.cuda.is_available()
+    cuda = torch.device(device).type == "cuda"
     if cuda:
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
     result = call()
     if cuda:
-        torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() / 2 ** 20 if cuda else (
+        torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device) / 2 ** 20 if cuda else (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10))
     cost["seconds"][name], cost["peak_memory_mib"][name] = round(time.perf_counter() - start, 1), round(peak)
     return result
+
+
+def keep_cost(cost: dict, name: str, path: Path, begun: bool) -> None:
+    """The cost of a whole run, beside it: a run that is found finished still cost what it did; of a rest it is None."""
+    if not path.exists():
+        kept = {key: None if begun else values[name] for key, values in cost.items()}
+        checkpoint.write_text(path, json.dumps(kept))
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    for key, values in cost.items():
+        values[name] = kept[key]
 
 
 def summary(table: pd.DataFrame) -> dict:
@@ -150,9 +177,12 @@ def summary(table: pd.DataFrame) -> dict:
 
 
 def machine(device: str, processes: int) -> dict:
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
-    commit = subprocess.run(git, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() and device != "cpu" else platform.machine()
+    git, commit = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"], ""
+    try:
+        commit = subprocess.run(git, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:                                                  # no git here
+        pass
+    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else platform.machine()
     packages = ("torch", "open_clip_torch", "accelerate", "numpy")
     return {"commit": commit or "unknown", "device": name, "processes": processes,
             "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}}}
@@ -174,11 +204,8 @@ def claimed(claims: pd.DataFrame, folder: Path) -> pd.DataFrame:
     claims["commit"] = pd.Series([None] * len(claims), dtype=object)
     for path in sorted(folder.glob("*.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
-        why_not = [f"{key} is {results[key]!r}" for key, right in
-                   (("model", "ViT-B-32-quickgelu"), ("weights", "default"), ("changed", [])) if results[key] != right]
-        if why_not or results["commit"].endswith("-dirty"):
-            sys.exit(f"{path}: not the preset as it stands ({', '.join(why_not) or 'uncommitted changes'}); a figure "
-                     "of the paper's table needs that. Keep it somewhere else.")
+        if why_not := _other_than_preset(results):
+            sys.exit(f"{path}: not the preset as it stands ({', '.join(why_not)}). Keep it somewhere else.")
         for i in claims.index[claims["preset"] == results["preset"]]:
             found = results["rows"].get(claims.loc[i, "our_row"], {}).get(claims.loc[i, "metric"])
             if found and found["mean"] is not None:
@@ -189,6 +216,19 @@ def claimed(claims: pd.DataFrame, folder: Path) -> pd.DataFrame:
         same = single[(single["model"] == claims.loc[i, "model"]) & (single["metric"] == claims.loc[i, "metric"])]
         claims.loc[i, "ours"] = same["ours"].mean(skipna=False)
     return claims
+
+
+def _other_than_preset(results: dict) -> list[str]:
+    """What of these results is not as the paper's table needs it."""
+    right = {"model": ["ViT-B-32-quickgelu"], "weights": ["default", "openai"], "changed": [[]]}
+    why_not = [f"{key} is {results[key]!r}" for key, values in right.items() if results[key] not in values]
+    if tuple(results["images"].values()) != IMAGES.get(results["preset"]):
+        why_not.append(f"the images are {results['images']}")
+    if results["insertion_images"] < INSERTED:
+        why_not.append(f"insertion with {results['insertion_images']} images")
+    if results["commit"].endswith(("unknown", "-dirty")):
+        why_not.append(f"the commit is {results['commit']}")
+    return why_not
 
 
 def claims_table(claims: pd.DataFrame) -> str:

@@ -20,7 +20,7 @@ class Setup:
     """What a preset holds. `vlm` is a fresh model: nothing that another setup trained. `fresh()` makes one more.
 
     A preset that is only to look at has no `train`, `validation` and `config`: they are None. Presets of photographs
-    have no `validation` unless a share was asked for.
+    have no `validation` unless a share was asked for, but for Waterbirds, which has one of its own.
     """
 
     name: str
@@ -47,6 +47,7 @@ PHOTOGRAPHS = replace(BIRDWORLD, lr=5e-7, epochs=1)
 BATCH_SIZES = {"cub": 128, "oxford_pets": 32, "food101": 64, "eurosat": 8, "imagenet": 256,     # the paper's
                "waterbirds": 128}                                                               # ours: CUB's
 PRESETS = ("birdworld", "clip", *BATCH_SIZES)
+NOT_FETCHED = ("imagenet", "waterbirds")
 
 
 def preset(name: str, pretrained: str | Path | None = "default", device: str | None = None, model: str | None = None,
@@ -70,7 +71,7 @@ def preset(name: str, pretrained: str | Path | None = "default", device: str | N
         model with the same weights.
 
     Raises:
-        ValueError: unknown preset; images of another size than the model's (birdworld).
+        ValueError: unknown preset; ImageNet or Waterbirds without `root`.
         ConnectionError: weights or images that are not on this computer and cannot be fetched.
         FileNotFoundError: ImageNet or Waterbirds, where `root` does not hold it.
 
@@ -81,6 +82,8 @@ def preset(name: str, pretrained: str | Path | None = "default", device: str | N
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; there are: {', '.join(map(repr, PRESETS))}")
+    if name in NOT_FETCHED and root is None:                     # before any weights are
+        raise ValueError(f"{name} is not downloaded: pass root, the folder that you have it in")
     is_birdworld = name == "birdworld"
     weights = "openai" if pretrained == "default" and not is_birdworld else pretrained
 
@@ -96,9 +99,11 @@ def preset(name: str, pretrained: str | Path | None = "default", device: str | N
     if name == "clip":
         return Setup(name, vlm, None, None, Photographs(bundled_photographs(), vlm.preprocess),
                      load_concepts("photographs"), None, fresh)
-    options = {"root": root} if name in ("imagenet", "waterbirds") else {"root": root, "download": download}
+    options = {"root": root} if name in NOT_FETCHED else {"root": root, "download": download}
     train, test = (getattr(photos, name)(split, vlm.preprocess, **options) for split in ("train", "test"))
     train, held = hold_out(train, validation, seed=0) if validation else (train, None)
+    if name == "waterbirds" and not validation:                  # it has a split of its own for that
+        held = photos.waterbirds("validation", vlm.preprocess, root)
     height, width = vlm.grid     # gamma weighs a sum over patches, so the same pull takes more of it on a coarser grid
     config = replace(PHOTOGRAPHS, batch_size=BATCH_SIZES[name],
                      gamma_localize=BIRDWORLD.gamma_localize * 100 / (height * width))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import asdict, replace
 
 import pandas as pd
@@ -32,7 +33,7 @@ def killed(tmp_path):
     return tmp_path / "run"
 
 
-@pytest.mark.filterwarnings("ignore:there is no run in")
+@pytest.mark.filterwarnings("ignore:there is no run in", "ignore:the run in .* began with other weights")
 @pytest.mark.parametrize("fails_at, save_every", [(0, 2), (1, 2), (3, 2), (4, 2), (5, 1), (5, 50)])
 def test_a_killed_run_goes_on_bit_by_bit(tmp_path, fails_at, save_every):
     whole = bird_vlm()
@@ -183,3 +184,12 @@ def test_resume_with_other_images_or_concepts_is_refused(tmp_path):
     shorter = ConceptBank("birds", {name: concepts[:4] for name, concepts in BANK.items()})
     with pytest.raises(ValueError, match="concepts: "):
         finetune(bird_vlm(), Birdworld(n=16), shorter, config, out_dir=tmp_path, resume=True, progress=False)
+
+
+def test_a_run_that_began_with_other_weights_says_so_and_goes_on_from_its_own(killed):
+    """A try with random weights, and then the same call with published ones: it would be reported as theirs."""
+    with pytest.warns(UserWarning, match="began with other weights .* choose another out_dir"):
+        run(bird_vlm(seed=5), out_dir=killed, resume=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")                       # what it began with is kept: no word for the right ones
+        run(bird_vlm(), out_dir=killed, resume=True)

@@ -33,6 +33,12 @@ def test_it_shows_the_steps_of_a_run(monkeypatch):
     assert few.std() > 10 and not np.array_equal(few[..., 0][:100, :100], pixels(plot)[..., 0][:100, :100])
 
 
+def test_a_run_without_a_step_draws_nothing():
+    plot = LossPlot()
+    plot.draw()
+    assert plot.picture.value == b"" and plot.rows == []
+
+
 def test_it_draws_no_more_often_than_asked(monkeypatch):
     monkeypatch.setattr(live, "display", lambda picture: None)
     clock, plot = [0.0], LossPlot(seconds=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
@@ -95,6 +96,23 @@ def test_an_unknown_model_brings_close_names(name, close):
 def test_bad_tags(name, pretrained, says):
     with pytest.raises(ValueError, match=f"(?s){says}"):
         load_model(name, pretrained)
+
+
+def test_every_tag_is_taken_or_sent_to_a_model_that_takes_it(monkeypatch):
+    """roberta-ViT-B-32 computes QuickGELU and has no other name; its tag does not say so."""
+    monkeypatch.setattr(weights, "reach_hub", lambda *names: None)
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda config: "weights.safetensors")
+    refused = {}
+    for name in open_clip.list_models():
+        for tag in open_clip.list_pretrained_tags_by_model(name):
+            try:
+                assert weights.find_weights(name, tag) == tag
+            except ValueError as error:
+                refused[name, tag] = re.search(r"Load '(.*)'\.", str(error)).group(1)
+    assert {("ViT-B-32", "openai"), ("ViT-L-14", "openai"), ("RN50", "openai")} <= refused.keys()
+    assert ("roberta-ViT-B-32", "laion2b_s12b_b32k") not in refused
+    for (name, tag), right in refused.items():
+        assert right != name and weights.find_weights(right, tag) == tag
 
 
 def test_weights_that_cannot_be_fetched(monkeypatch):

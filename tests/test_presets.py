@@ -3,12 +3,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny_clip
 import tiny_photos
 import torch
 
 import dealkit
+from dealkit import presets
 from dealkit.presets import BATCH_SIZES, BIRDWORLD, PHOTOGRAPHS, PRESETS
 
 
@@ -70,8 +72,22 @@ def test_birdworld_is_drawn_at_the_size_that_the_model_takes():
 
 @pytest.mark.parametrize("name", ["imagenet", "waterbirds"])
 def test_what_is_not_downloaded_has_to_be_given(name, monkeypatch):
+    monkeypatch.setattr(presets, "load_model", lambda *_: pytest.fail("loads 605 MB before it says so"))
     with pytest.raises(ValueError, match=f"{name} is not downloaded: pass root"):
-        dealkit.preset(name, pretrained=None, device="cpu", model=tiny_clip.register(monkeypatch))
+        dealkit.preset(name)
+
+
+def test_waterbirds_has_its_own_validation_split_and_groups(monkeypatch, tmp_path):
+    folder = tmp_path / "waterbird_complete95_forest2water2"
+    rows = [(f"{split}{y}{place}.jpg", y, split, place) for split in range(3) for y in (0, 1) for place in (0, 1)]
+    tiny_photos.write(folder / "metadata.csv", ["img_id,img_filename,y,split,place,place_filename"] + [
+        f"{i},{name},{y},{split},{place},x.jpg" for i, (name, y, split, place) in enumerate(rows)])
+    for name, *_ in rows:
+        tiny_photos.save(folder / name, np.random.default_rng(0))
+    setup = dealkit.preset("waterbirds", None, "cpu", tiny_clip.register(monkeypatch), tmp_path)
+    assert [part.files[0] for part in (setup.train, setup.validation, setup.test)] == ["000.jpg", "100.jpg", "200.jpg"]
+    row = dealkit.evaluate(setup.vlm, setup.test, setup.bank, insertion_images=0)
+    assert 0 <= row["worst_group_accuracy"] <= row["accuracy"] and row["n"] == 4
 
 
 def test_an_unknown_preset_lists_the_known_ones():

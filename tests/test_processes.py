@@ -1,7 +1,11 @@
 """Several processes are one: the same gradient, the same history, and one set of files."""
 from __future__ import annotations
 
+import multiprocessing
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,6 +15,7 @@ from tiny_birds import Recorder, bird_vlm
 
 from dealkit import finetune
 from dealkit.datasets import Birdworld
+from dealkit.training import processes as processes_module
 from dealkit.training.processes import Processes, Share
 
 GRADIENTS = {
@@ -104,3 +109,76 @@ def test_launchers_that_split_the_model_are_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="launched with FSDP; it splits the batch"):
         Processes(bird_vlm(), "float32")
+
+
+@pytest.mark.parametrize("gpu, asked, cpu", [(True, "false", False), (True, "true", True), (False, "false", True)])
+def test_a_model_that_a_notebook_left_on_the_cpu_goes_to_the_gpu_of_its_process(monkeypatch, gpu, asked, cpu):
+    """A stand-in for accelerate's state: this computer may have no GPU."""
+    calls, moved, vlm = [], [], bird_vlm()
+
+    class State:
+        process_index, num_processes, device = 1, 2, "the launcher's"
+
+        def __init__(self, cpu):
+            calls.append(cpu)
+
+    monkeypatch.setattr(processes_module, "PartialState", State)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(type(vlm), "to", lambda self, device: moved.append(device))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", asked)
+    Processes(vlm, "float32")
+    assert calls == [cpu] and moved == ["the launcher's"]
+
+
+NOTEBOOK = """
+import socket, sys
+from accelerate import notebook_launcher
+from dealkit import finetune
+from dealkit.datasets import Birdworld
+from launched import BANK, CONFIG, make
+
+birds = Birdworld(n=15, size=80)
+finetune(make({})[0], birds, BANK, CONFIG, progress=False)               # a run alone does not spoil the launches
+for folder in sys.argv[1:]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    notebook_launcher(finetune, (make({})[0], birds, BANK, CONFIG, folder, False, 50, False), num_processes=2,
+                      use_port=port)
+"""
+
+
+@pytest.mark.slow
+def test_a_notebook_launches_two_runs_and_finds_their_files(alone, tmp_path):
+    folders = [tmp_path / "one", tmp_path / "other"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "OMP_NUM_THREADS": "1",
+                        "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([sys.executable, "-c", NOTEBOOK, *map(str, folders)], capture_output=True, text=True, env=env,
+                          timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for folder in folders:
+        found = torch.tensor(pd.read_csv(folder / "history.csv").to_numpy(float))
+        torch.testing.assert_close(found, alone["history"], rtol=1e-5, atol=1e-6)
+        assert (folder / "model.safetensors").exists()
+
+
+def _after_a_fork(vlm) -> None:
+    Processes(vlm, "float32")
+    torch.randn(8, 3, 224, 224).mul(2).sum()
+
+
+def test_a_forked_process_does_not_wait_for_threads_that_it_has_not():
+    """What notebook_launcher starts; photographs are large enough to be normalised by several threads."""
+    threads, vlm = torch.get_num_threads(), bird_vlm()
+    torch.set_num_threads(2)
+    try:
+        torch.randn(8, 3, 224, 224).mul(2).sum()
+        child = multiprocessing.get_context("fork").Process(target=_after_a_fork, args=(vlm,))
+        child.start()
+        child.join(timeout=60)
+        hung = child.is_alive()
+        child.kill()
+        assert not hung and child.exitcode == 0
+    finally:
+        torch.set_num_threads(threads)

@@ -49,6 +49,31 @@ def test_table_of_cost_is_the_one_of_the_bench():
             assert cell == "" if key not in rows else abs(float(cell) - rows[key]["times_floor"]) < 0.051, (name, key)
 
 
+def step_table(results: dict) -> str:
+    """The README's table of what a training step costs."""
+    names = {"plain": "contrastive", "floor": "contrastive, concepts encoded", "deal": "DEAL",
+             "deal_frozen_text": "DEAL, text tower frozen", "per_text": "a text at a time, as released"}
+    lines = ["| | " + " | ".join(names.values()) + " |", "|---|" + "---|" * len(names)]
+    for model, row in results["models"].items():
+        seconds, memory = row["seconds"], row["peak_mib"]
+        lines.append(f"| {model}, seconds a step | " + " | ".join(f"{seconds[kind]:.1f}" for kind in names) + " |")
+        lines.append(f"| {model}, times contrastive | " + " | ".join(
+            f"{seconds[kind] / seconds['plain']:.2f}" for kind in names) + " |")
+        lines.append(f"| {model}, peak memory, times contrastive | " + " | ".join(
+            f"{memory[kind] / memory['plain']:.2f}" for kind in names) + " |")
+    return "\n".join(lines)
+
+
+def test_table_of_steps_is_the_one_of_the_bench():
+    results = json.loads((ROOT / "tests" / "bench" / "results" / "step.json").read_text(encoding="utf-8"))
+    block = re.search(r"<!-- step:.*?-->\n(.*?)\n<!-- end of step -->", README, re.DOTALL).group(1)
+    assert block == step_table(results)
+    row = results["models"]["ViT-B-32"]
+    assert row["met"]["maps"] and results["batch"] == 16 and results["k"] == 5
+    missed = [name for name, met in row["met"].items() if not met]
+    assert not missed or all(f"`{name}` was missed" in README for name in missed)
+
+
 def test_study_has_every_row_on_every_seed(study):
     script = runpy.run_path(str(ROOT / "data" / "birdworld" / "study.py"))
     trained = {name for name, config in script["ROWS"].items() if config is not None}

@@ -6,12 +6,15 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import tiny_clip
 import tiny_photos
+import torch
 
+import dealkit
 from dealkit.presets import BATCH_SIZES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,12 +59,59 @@ def test_one_command_makes_the_results_of_a_preset(reproduce, tmp_path):
     assert results["images"]["train"] > 20 and results["categories"] == 37
     assert {"commit", "device", "versions", "command", "date", "seconds", "peak_memory_mib"} <= set(results)
     assert all(value > 0 for value in results["seconds"].values()) and "DEAL, seed 1" in results["peak_memory_mib"]
-    # once more: the trained weights are found, nothing is trained again, and the numbers are the same
-    stamp = (tmp_path / "out" / "runs" / "oxford_pets" / "deal-seed-1" / "checkpoint.safetensors").stat().st_mtime_ns
+    assert results["insertion_images"] == 1
+    # once more: the trained weights are found, nothing is trained again, the numbers and what they cost are the same
+    path = run_folder(tmp_path, "deal-seed-1") / "checkpoint.safetensors"
+    stamp = path.stat().st_mtime_ns
     again = reproduce("--seeds", "2", "--batch-size", "20")
     assert [run["accuracy"] for run in again["runs"]] == [run["accuracy"] for run in results["runs"]]
-    path = tmp_path / "out" / "runs" / "oxford_pets" / "deal-seed-1" / "checkpoint.safetensors"
-    assert path.stat().st_mtime_ns == stamp
+    assert path.stat().st_mtime_ns == stamp and again["seconds"]["DEAL, seed 1"] == results["seconds"]["DEAL, seed 1"]
+
+
+def run_folder(tmp_path: Path, name: str) -> Path:
+    (found,) = (tmp_path / "out" / "runs" / "oxford_pets").glob(f"*/{name}")
+    return found
+
+
+def test_a_run_that_was_interrupted_does_not_say_what_it_cost(reproduce, tmp_path):
+    results = reproduce("--seeds", "1", "--batch-size", "20")
+    folder = run_folder(tmp_path, "deal-seed-0")
+    (folder / "cost.json").unlink()                                  # as a process leaves it that was killed
+    again = reproduce("--seeds", "1", "--batch-size", "20")
+    assert again["seconds"]["DEAL, seed 0"] is None and again["peak_memory_mib"]["DEAL, seed 0"] is None
+    assert again["seconds"]["contrastive only, seed 0"] == results["seconds"]["contrastive only, seed 0"]
+
+
+def test_other_weights_are_not_taken_for_the_same_run(reproduce, tmp_path):
+    """A try with random weights must not be gone on with as the run of the published ones."""
+    first = reproduce("--seeds", "1", "--batch-size", "20")
+    vlm = dealkit.load_model(tiny_clip.NAME, None, "cpu")
+    vlm.save(tmp_path / "other.safetensors")
+    other = reproduce("--seeds", "1", "--batch-size", "20", "--weights", str(tmp_path / "other.safetensors"))
+    runs = sorted((tmp_path / "out" / "runs" / "oxford_pets").glob("*/deal-seed-0/model.safetensors"))
+    assert len(runs) == 2 and runs[0].read_bytes() != runs[1].read_bytes()
+    assert first["rows"]["DEAL"]["overlap_cosine"] != other["rows"]["DEAL"]["overlap_cosine"]
+
+
+def test_evaluation_loads_images_by_the_same_workers(script, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(dealkit, "evaluate", lambda *_, **options: seen.update(options) or pd.Series({"accuracy": 1.0}))
+    setup = SimpleNamespace(test=None, bank=None, config=dealkit.DealConfig())
+    args = SimpleNamespace(insertion_images=3, workers=5)
+    assert script["measured"](None, setup, args, SimpleNamespace(is_main_process=True)) == {"accuracy": 1.0}
+    assert seen["workers"] == 5 and seen["insertion_images"] == 3
+
+
+def test_the_cost_is_that_of_the_device_that_was_asked_for(script, monkeypatch):
+    """A CPU's, also where there is a GPU that was not used."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cost = {"seconds": {}, "peak_memory_mib": {}}
+    assert script["timed"](cost, "a step", "cpu", lambda: 7) == 7 and cost["peak_memory_mib"]["a step"] > 10
+
+
+def test_without_git_the_commit_is_unknown(script, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert script["machine"]("cpu", 1)["commit"] == "unknown"
 
 
 # ----------------------------------------------------------------------------------------------- the paper's table
@@ -93,11 +143,18 @@ def test_readme_claims_and_results_are_in_step(claims, script):
     assert block == script["claims_table"](claims)
 
 
+# as the data sets' makers say: to train, to test
+IMAGES = {"cub": (5994, 5794), "food101": (75750, 25250), "oxford_pets": (3680, 3669), "eurosat": (24000, 3000),
+          "imagenet": (1281167, 50000)}
+
+
 def results_file(folder: Path, preset="cub", **changes) -> None:
     folder.mkdir(exist_ok=True)
+    train, test = IMAGES[preset]
     rows = {"DEAL": {"accuracy": {"mean": .7, "low": .6, "high": .8}, "disentanglability": {"mean": None}}}
     results = {"preset": preset, "model": "ViT-B-32-quickgelu", "weights": "default", "changed": [],
-               "commit": "abc1234", "rows": rows} | changes
+               "images": {"train": train, "test": test}, "insertion_images": 512, "commit": "abc1234",
+               "rows": rows} | changes
     (folder / f"{preset}.json").write_text(json.dumps(results), encoding="utf-8")
 
 
@@ -116,7 +173,8 @@ def test_results_fill_the_table_and_averages_wait_for_all_five(claims, script, t
 
 
 @pytest.mark.parametrize("changes", [{"weights": "none"}, {"model": "ViT-B-16"}, {"changed": ["lr"]},
-                                     {"commit": "abc1234-dirty"}], ids=lambda changes: next(iter(changes)))
+                                     {"commit": "abc1234-dirty"}, {"commit": "unknown"}, {"insertion_images": 64},
+                                     {"images": {"train": 5994, "test": 100}}], ids=lambda changes: next(iter(changes)))
 def test_figures_of_something_else_do_not_get_in(claims, script, tmp_path, changes):
     results_file(tmp_path, **changes)
     with pytest.raises(SystemExit, match="not the preset as it stands"):

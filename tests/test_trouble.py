@@ -78,6 +78,14 @@ def test_out_of_memory_is_a_memory_error_and_a_runtime_error_and_lets_go_of_the_
     assert held[0]() is None                                             # a smaller batch can be tried right away
 
 
+def test_a_forward_pass_has_the_memory_of_the_last_gradients(monkeypatch):
+    vlm, forward, held = bird_vlm(), DealObjective.forward, []
+    monkeypatch.setattr(DealObjective, "forward", lambda *inputs: (
+        held.append(sum(p.grad is not None for p in vlm.model.parameters())), forward(*inputs))[1])
+    run(vlm)
+    assert held == [0, 0, 0]
+
+
 def test_what_was_tried_already_is_not_offered_again(monkeypatch):
     fail_at(monkeypatch, 1, CUDA)
     tried = replace(DEAL, batch_size=2, checkpoint_activations=True, precision="bfloat16", freeze_text=True)

@@ -212,8 +212,9 @@ def load_model(name: str, pretrained: str | Path | None = "default", device: str
 
 def _find_device(device: str | torch.device | None) -> torch.device:
     """The device to load a model on; None is the GPU where there is one. ValueError where it cannot hold a tensor."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None:       # launched as one process a GPU, each takes its own
+        own = os.environ.get("LOCAL_RANK")
+        return torch.device(("cuda" if own is None else f"cuda:{own}") if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:

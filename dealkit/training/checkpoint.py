@@ -1,6 +1,7 @@
 """A run on disk: one safetensors file that is written beside its place and renamed, so it is whole or the old one."""
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
@@ -78,6 +79,15 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def weights_digest(model: torch.nn.Module) -> str:
+    """A checksum of all weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file in one step: a reader sees the old one or the new one, never a half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -97,6 +107,9 @@ def load_checkpoint(folder: Path, model, optimizer, settings: dict,
     Raises:
         ValueError: the run was made with other settings (config, images, concepts), or for a model of another
             architecture; a damaged file.
+
+    Warns:
+        UserWarning: the run began with other weights than `model` has.
     """
     path = folder / NAME
     if not path.exists():
@@ -111,6 +124,7 @@ def load_checkpoint(folder: Path, model, optimizer, settings: dict,
     # a run of an earlier version did what the defaults of newer settings say
     before = json.loads(json.dumps(asdict(DealConfig()))) | before
     now = json.loads(json.dumps(settings))
+    start, now_start = before.get("start"), now.pop("start", None)
     differ = [f"{k}: {str(before.get(k))[:80]} then, {str(now.get(k))[:80]} now"
               for k in now if before.get(k) != now.get(k)]
     if differ:
@@ -121,6 +135,10 @@ def load_checkpoint(folder: Path, model, optimizer, settings: dict,
     if shapes != {k: tuple(v.shape) for k, v in weights.items()}:
         raise ValueError(f"the run in {str(folder)!r} trains a model of another architecture; load that one, "
                          "or choose another out_dir")
+    if None not in (start, now_start) and start != now_start:
+        warnings.warn(f"the run in {str(folder)!r} began with other weights than this model has now; it goes on from "
+                      "its own. If this is not a run that you broke off, choose another out_dir.", stacklevel=4)
+    settings["start"] = start
     model.load_state_dict(weights)
     state = optimizer.state_dict()
     for name, value in tensors.items():

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from dealkit.inputs import category_names
 from dealkit.training.captions import draw_captions
-from dealkit.training.checkpoint import load_checkpoint, prepare_folder, save_checkpoint
+from dealkit.training.checkpoint import load_checkpoint, prepare_folder, save_checkpoint, weights_digest
 from dealkit.training.config import DealConfig
 from dealkit.training.log import check_tensorboard, start_tensorboard, tell, tidy, write_config, write_history
 from dealkit.training.objective import DealObjective
@@ -59,7 +59,8 @@ def finetune(vlm, train_set, bank, config: DealConfig, out_dir: str | Path | Non
 
     Warns:
         UserWarning: some categories have more concepts than others; the regularisers use as many as all of them have.
-            resume=True where nothing was saved yet: the run starts from its beginning.
+            resume=True where nothing was saved yet: the run starts from its beginning; or where the run was begun with
+            other weights: it goes on from its own.
 
     Raises:
         KeyError: a category is missing from the bank.
@@ -85,6 +86,8 @@ def finetune(vlm, train_set, bank, config: DealConfig, out_dir: str | Path | Non
         check_tensorboard(out_dir)
     processes = Processes(vlm, config.precision)
     folder = processes.from_main(lambda: prepare_folder(out_dir, resume)) if out_dir is not None else None
+    if folder:
+        settings["start"] = weights_digest(vlm.model)
     objective = DealObjective(vlm, bank, config)
     vlm.model.eval()
     with _trainable(vlm.model, config.freeze_text):

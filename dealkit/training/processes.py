@@ -11,6 +11,7 @@ process does not even set that up: what a notebook launches later would inherit 
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import warnings
 from collections.abc import Callable
@@ -61,12 +62,17 @@ class Processes:
 
     def __init__(self, vlm, precision: str):
         self.rank, self.count = 0, 1
+        if type(multiprocessing.current_process()).__name__ == "ForkProcess":
+            # a copy of a process whose threads have worked (notebook_launcher's, where the notebook has computed
+            # something) has only one of them, and would wait for the others for ever
+            torch.set_num_threads(1)
         if dist.is_initialized() or max(int(os.environ.get(name, "1")) for name in WORLD_SIZES) > 1:
             for name in ("FSDP", "DEEPSPEED"):
                 if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
                     raise ValueError(f"finetune was launched with {name}; it splits the batch, not the model. Launch "
                                      "it with accelerate launch --multi_gpu, without a configuration for that.")
-            state = PartialState(cpu=vlm.device.type == "cpu")
+            # not by where the model is alone: a notebook that launches processes must leave its own off the GPUs
+            state = PartialState(cpu=_asked_for_cpu() or vlm.device.type == "cpu" and not torch.cuda.is_available())
             self.rank, self.count = state.process_index, state.num_processes
             if self.count == 1 and not dist.is_initialized():
                 raise RuntimeError("accelerate was set up for one process before the others were launched, and each "
@@ -140,6 +146,11 @@ class Processes:
                     "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
             for name in ("exp_avg", "exp_avg_sq"):
                 dist.broadcast(optimizer.state[parameter][name], src=0)
+
+
+def _asked_for_cpu() -> bool:
+    """Whether the launcher was told to leave the GPUs alone: accelerate launch --cpu."""
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes", "on")
 
 
 def gather(rows: Tensor) -> Tensor:

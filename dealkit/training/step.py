@@ -96,8 +96,8 @@ def take_step(trainer: Trainer, step: int, *inputs) -> dict[str, float]:
 
 
 def _gradients(trainer: Trainer, step: int, *inputs) -> dict[str, float]:
+    trainer.optimizer.zero_grad()                                # first: a forward pass needs the memory
     terms = trainer.wrapped(*inputs)
-    trainer.optimizer.zero_grad()
     trainer.scaler.scale(terms["total"]).backward()
     if trainer.scaler.is_enabled():
         trainer.scaler.unscale_(trainer.optimizer)

@@ -40,5 +40,7 @@ class LossPlot:
 
     def draw(self) -> None:
         """Draw what there is now; `finetune` ends without a call, so call this for the very last steps."""
+        if not self.rows:       # a run that was resumed when it was done takes no step
+            return
         self.picture.value = plots.png(plots.histories({self.name: pd.DataFrame(self.rows)}), dpi=60)
         self._drawn = time.monotonic()

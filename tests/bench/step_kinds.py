@@ -46,7 +46,7 @@ class Bench:
 
     def step(self, kind: str) -> Callable[[], object]:
         """A function that takes one step of this kind."""
-        config = {"deal": self.config, "deal_frozen": replace(self.config, freeze_text=True)}.get(kind)
+        config = {"deal": self.config, "deal_frozen_text": replace(self.config, freeze_text=True)}.get(kind)
         if config is not None:
             return self._deal(config)
         optimizer = make_trainer(DealObjective(self.vlm, self.bank, self.config),
