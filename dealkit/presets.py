@@ -93,9 +93,12 @@ def preset(name: str, pretrained: str | Path | None = "default", device: str | N
             return load_model(model or ("birdworld-vit" if is_birdworld else "ViT-B-32-quickgelu"), weights, device)
 
     vlm = fresh()
+    height, width = vlm.grid     # gamma weighs a sum over patches, so the same pull takes more of it on a coarser grid
+    gamma = BIRDWORLD.gamma_localize * 100 / (height * width)
     if is_birdworld:
         train, held, test = (Birdworld(split, size=vlm.image_size[0]) for split in ("train", "validation", "test"))
-        return Setup(name, vlm, train, held, test, load_concepts(name), BIRDWORLD, fresh)
+        config = replace(BIRDWORLD, gamma_localize=gamma)
+        return Setup(name, vlm, train, held, test, load_concepts(name), config, fresh)
     if name == "clip":
         return Setup(name, vlm, None, None, Photographs(bundled_photographs(), vlm.preprocess),
                      load_concepts("photographs"), None, fresh)
@@ -104,7 +107,5 @@ def preset(name: str, pretrained: str | Path | None = "default", device: str | N
     train, held = hold_out(train, validation, seed=0) if validation else (train, None)
     if name == "waterbirds" and not validation:                  # it has a split of its own for that
         held = photos.waterbirds("validation", vlm.preprocess, root)
-    height, width = vlm.grid     # gamma weighs a sum over patches, so the same pull takes more of it on a coarser grid
-    config = replace(PHOTOGRAPHS, batch_size=BATCH_SIZES[name],
-                     gamma_localize=BIRDWORLD.gamma_localize * 100 / (height * width))
+    config = replace(PHOTOGRAPHS, batch_size=BATCH_SIZES[name], gamma_localize=gamma)
     return Setup(name, vlm, train, held, test, load_concepts(name), config, fresh)

@@ -67,6 +67,8 @@ def test_photographs_to_validate_on_are_held_out_when_asked_for(tiny):
 def test_birdworld_is_drawn_at_the_size_that_the_model_takes():
     setup = dealkit.preset("birdworld", pretrained=None, device="cpu", model="birdworld-vit-224")
     assert setup.vlm.grid == (14, 14) and setup.test[0]["image"].shape == (3, 224, 224)
+    assert setup.config == replace(BIRDWORLD, gamma_localize=BIRDWORLD.gamma_localize * 100 / 196)
+    assert dealkit.preset("birdworld", device="cpu").config == BIRDWORLD
     assert dealkit.explain(setup.vlm, setup.test[0]["image"][None], ["red head"]).shape == (1, 1, 14, 14)
 
 
