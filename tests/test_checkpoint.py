@@ -83,6 +83,7 @@ def test_other_configs_resume_too(tmp_path, config):
     assert same(weights(resumed), weights(whole))
 
 
+@pytest.mark.filterwarnings("ignore:the run in .* began with other weights")
 def test_a_finished_run_leaves_its_model_its_history_and_its_config(tmp_path):
     vlm = bird_vlm()
     table = run(vlm, out_dir=tmp_path)

@@ -134,6 +134,7 @@ def test_a_gradient_that_fits_at_no_scale_is_an_error():
     assert same(weights(vlm), weights(bird_vlm()))
 
 
+@pytest.mark.filterwarnings("ignore:the run in .* began with other weights")
 def test_float16_resumes_with_its_scale(tmp_path):
     config = replace(DEAL, precision="float16", lambda_disentangle=100., epochs=4, batch_size=2)
 

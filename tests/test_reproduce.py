@@ -13,6 +13,7 @@ import pytest
 import tiny_clip
 import tiny_photos
 import torch
+from accelerate import PartialState
 
 import dealkit
 from dealkit.presets import BATCH_SIZES
@@ -40,7 +41,8 @@ def reproduce(monkeypatch, tmp_path, capsys):
             "--no-download", "--workers", "0", "--insertion-images", "1", "--out", str(tmp_path / "out"), *options])
         runpy.run_path(str(SCRIPT), run_name="__main__")
         return json.loads((tmp_path / "out" / "results" / "oxford_pets.json").read_text(encoding="utf-8"))
-    return call
+    yield call
+    PartialState._reset_state()          # the script is a process of its own elsewhere, and nothing stays of it
 
 
 def test_one_command_makes_the_results_of_a_preset(reproduce, tmp_path):
