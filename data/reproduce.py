@@ -1,9 +1,10 @@
 """The paper's experiment on one data set: python data/reproduce.py cub
 
-For every seed, fine-tunes with contrastive-only and with DEAL, evaluates both and the model before, and writes
-build/results/<preset>.json: every metric with its 95 % interval, the paired differences, settings, versions, device,
-seconds and peak memory (of the first process). Killed half-way, it goes on where it was: each run has its checkpoint in
-build/runs/, under a checksum of its first weights; evaluations are made again. The cost of an interrupted run is null.
+For every seed, fine-tunes with contrastive-only and with DEAL, evaluates both, the model before, and maps that look at
+nothing, and writes build/results/<preset>.json: every metric with its 95 % interval, the paired differences, settings,
+versions, device, seconds and peak memory (of the first process). Killed half-way, it goes on where it was: each run has
+its checkpoint in build/runs/, under a checksum of its first weights; evaluations are made again. The cost of an
+interrupted run is null.
 
     python data/reproduce.py cub                              OpenAI's ViT-B/32 on the GPU; downloads 1.1 GB of images
     python data/reproduce.py imagenet --data /path/to/ILSVRC  a data set that you have
@@ -28,6 +29,7 @@ import time
 import warnings
 from dataclasses import asdict, replace
 from datetime import date, timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,6 +38,7 @@ import pandas as pd
 import torch
 
 import dealkit
+from dealkit.evaluation import centre_maps, random_maps, uniform_maps
 from dealkit.evaluation.identity import weights_hash
 from dealkit.presets import PRESETS
 from dealkit.study import paired_differences
@@ -47,6 +50,7 @@ CLAIMS = HERE / "claims.csv"
 IMAGES = {"cub": (5994, 5794), "oxford_pets": (3680, 3669), "food101": (75750, 25250), "eurosat": (24000, 3000),
           "imagenet": (1281167, 50000)}                              # to train and to test, whole
 INSERTED = 512
+CONTROLS = {"random maps": random_maps, "centre maps": centre_maps, "uniform maps": uniform_maps}
 SHOWN = {"disentanglability": "disentanglability", "insertion_fidelity": "localizability (insertion fidelity)",
          "accuracy": "accuracy"}
 
@@ -56,7 +60,7 @@ def main() -> None:
     parser.add_argument("preset", nargs="?", choices=[name for name in PRESETS if name != "clip"])
     parser.add_argument("--claims", action="store_true", help="bring data/claims.csv in step with data/results/")
     parser.add_argument("--seeds", type=int, default=2, help="fine-tuning seeds (default: 2)")
-    parser.add_argument("--data", help="folder of the data set; default: the cache folder, DEALKIT_DATA")
+    parser.add_argument("--data", help="folder of the data set; default: DEALKIT_DATA")
     parser.add_argument("--no-download", dest="download", action="store_false", help="fetch no data set")
     parser.add_argument("--model", help="another model of open_clip")
     parser.add_argument("--weights", default="default", help="another tag, a .safetensors file, or 'none' for random")
@@ -95,17 +99,19 @@ def reproduce(args: argparse.Namespace) -> None:
     about = machine(device, state.num_processes)                  # now, for the commit that runs is that of now
     runs = args.out / "runs" / args.preset / weights_hash(setup.vlm)[:12]         # other weights are another run
     cost = {"seconds": {}, "peak_memory_mib": {}}
-    found = timed(cost, "evaluate pretrained", device, lambda: measured(setup.vlm, setup, args, state))
-    rows = [found | {"row": "pretrained", "seed": 0}]
+    rows = []
+    for row, explainer in {**CONTROLS, "pretrained": None}.items():               # maps that look at nothing, first
+        found = timed(cost, f"evaluate {row}", device, partial(measured, setup.vlm, setup, args, state, explainer))
+        rows.append(found | {"row": row, "seed": 0})
     for seed in range(args.seeds):
         for row, settings in (("contrastive only", config.contrastive_only), ("DEAL", config)):
             vlm, name, chosen = setup.fresh(), f"{row}, seed {seed}", replace(settings, seed=seed)
             folder = runs / name.replace(", ", " ").replace(" ", "-").lower()
             begun = (folder / checkpoint.NAME).exists()
-            timed(cost, name, device, lambda: tuned(vlm, setup, chosen, folder, args))  # noqa: B023
+            timed(cost, name, device, partial(tuned, vlm, setup, chosen, folder, args))
             if state.is_main_process:
                 keep_cost(cost, name, folder / "cost.json", begun)
-            found = timed(cost, f"evaluate {name}", device, lambda: measured(vlm, setup, args, state))  # noqa: B023
+            found = timed(cost, f"evaluate {name}", device, partial(measured, vlm, setup, args, state))
             rows.append(found | {"row": row, "seed": seed})
     if state.is_main_process:
         results = {
@@ -129,12 +135,13 @@ def tuned(vlm, setup, config, folder: Path, args) -> pd.DataFrame:
         return dealkit.finetune(vlm, setup.train, setup.bank, config, out_dir=folder, resume=True, workers=args.workers)
 
 
-def measured(vlm, setup, args, state) -> dict:
+def measured(vlm, setup, args, state, explainer=None) -> dict:
     """The row of `evaluate`, on the main process; the others wait at the next step for it."""
     if not state.is_main_process:
         return {}
-    return dealkit.evaluate(vlm, setup.test, setup.bank, category_prompt=setup.config.category_prompt,
-                            insertion_images=args.insertion_images, workers=args.workers, progress=True).to_dict()
+    return dealkit.evaluate(vlm, setup.test, setup.bank, explainer=explainer, workers=args.workers, progress=True,
+                            category_prompt=setup.config.category_prompt,
+                            insertion_images=args.insertion_images).to_dict()
 
 
 def timed(cost: dict, name: str, device: str, call):

@@ -48,7 +48,8 @@ def reproduce(monkeypatch, tmp_path, capsys):
 def test_one_command_makes_the_results_of_a_preset(reproduce, tmp_path):
     results = reproduce("--seeds", "2", "--batch-size", "20")
     assert [(run["row"], run["seed"]) for run in results["runs"]] == [
-        ("pretrained", 0), ("contrastive only", 0), ("DEAL", 0), ("contrastive only", 1), ("DEAL", 1)]
+        ("random maps", 0), ("centre maps", 0), ("uniform maps", 0), ("pretrained", 0),
+        ("contrastive only", 0), ("DEAL", 0), ("contrastive only", 1), ("DEAL", 1)]
     accuracy = [run["accuracy"] for run in results["runs"] if run["row"] == "DEAL"]
     assert results["rows"]["DEAL"]["accuracy"]["mean"] == pytest.approx(sum(accuracy) / 2)
     low, mean, high = (results["rows"]["pretrained"]["insertion_fidelity"][end] for end in ("low", "mean", "high"))

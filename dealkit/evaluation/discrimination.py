@@ -7,18 +7,16 @@ import pandas as pd
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from dealkit.evaluation.columns import evenly_spread
+from dealkit.evaluation.embeddings import embed, labels_of
 
 
 def embed_images(vlm, dataset, n: int = 320, batch_size: int = 128) -> tuple[Tensor, Tensor]:
     """Embeddings and labels of n images, evenly spread over the data set -> ([n, D] unit norm, [n]), on the CPU."""
-    chosen = evenly_spread(n, len(dataset))
-    with torch.no_grad():
-        batches = [(vlm.encode_image(batch["image"].to(vlm.device)).cpu(), batch["label"])
-                   for batch in DataLoader(Subset(dataset, chosen), batch_size)]
-    return torch.cat([emb for emb, _ in batches]), torch.cat([labels for _, labels in batches])
+    chosen = Subset(dataset, evenly_spread(n, len(dataset)))
+    return embed(vlm, chosen, batch_size), labels_of(chosen)
 
 
 def concept_table(vlm, embedded: tuple[Tensor, Tensor], categories: list[str], bank) -> pd.DataFrame:

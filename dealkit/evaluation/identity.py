@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dealkit.evaluation.columns import evenly_spread
+from dealkit.models.weights import weights_digest
 
 FILE_LISTS = ("files", "paths", "samples")       # attributes of data sets: paths, as they are or below `root`; or
                                                  # tuples that begin with one
@@ -27,9 +28,7 @@ def weights_hash(vlm) -> str:
     modules = re.sub(r" at 0x[0-9a-f]+", "", repr(vlm.model))
     mode = [vlm.name, vlm.model.training, str(vlm.dtype), settings, modules]
     digest.update(json.dumps(mode, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(vlm.model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
+    digest.update(weights_digest(vlm.model).encode())
     return digest.hexdigest()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import open_clip
+import torch
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -49,6 +51,15 @@ def find_weights(name: str, pretrained: str | Path | None) -> str | None:
         raise ValueError(f"{str(pretrained)!r} is neither a tag of {name} nor a file. {choices}")
     _check_file(name, path)
     return str(path)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A checksum of all weights and buffers, with their names, dtypes and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def check_unresized(path: str, model: nn.Module) -> None:

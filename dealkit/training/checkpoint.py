@@ -1,7 +1,6 @@
 """A run on disk: one safetensors file that is written beside its place and renamed, so it is whole or the old one."""
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
@@ -77,15 +76,6 @@ def _flush(path: Path) -> None:
     """Have the content on the disk before the file gets its name: a power cut must not leave the name alone."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """A checksum of all weights and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def write_text(path: Path, text: str) -> None:

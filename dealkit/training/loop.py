@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from dealkit.inputs import category_names
+from dealkit.models.weights import weights_digest
 from dealkit.training.captions import draw_captions
-from dealkit.training.checkpoint import load_checkpoint, prepare_folder, save_checkpoint, weights_digest
+from dealkit.training.checkpoint import load_checkpoint, prepare_folder, save_checkpoint
 from dealkit.training.config import DealConfig
 from dealkit.training.log import check_tensorboard, start_tensorboard, tell, tidy, write_config, write_history
 from dealkit.training.objective import DealObjective
