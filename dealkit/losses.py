@@ -62,16 +62,17 @@ def disentangle_loss(concept_maps: Tensor, overlap: str = "product") -> Tensor:
     Args:
         concept_maps: `[B, K, h, w]`, K >= 2, non-negative or already normalised.
         overlap: "product" (the paper's): sum over pairs i < j and over pixels of h_i h_j. "cosine": mean over pairs of
-            the cosine of the flattened maps, independent of grid size and of K.
+            the cosine of the flattened maps. "soft_iou": mean over pairs of sum min(h_i, h_j) / sum max(h_i, h_j). The
+            last two do not depend on grid size and K.
 
     Returns:
-        A scalar >= 0. "cosine" is at most 1; "product" at most K (K - 1) / 2 * h * w.
+        A scalar >= 0. "cosine" and "soft_iou" are at most 1; "product" at most K (K - 1) / 2 * h * w.
 
     Raises:
         TypeError, ValueError: not `[B, K >= 2, h, w]`, not floating point, an unknown overlap.
 
     Source: `R_disentangle` of DEAL. The cosine is ours; like the same authors' DCP (NeurIPS 2024) it does not depend on
-    the grid.
+    the grid. So is the use of the soft intersection over union (Rahman and Wang, 2016, with min and max).
 
     Example:
         >>> one, other = torch.eye(2), 1 - torch.eye(2)

@@ -20,7 +20,8 @@ from dealkit.normalize import normalize_maps
 
 __all__ = ["explain", "contributions", "to_maps", "choose_method", "embed_texts", "cosines", "normalize_maps"]
 
-VARIABLES = {method: kind for kind, method in METHODS.items()}  # method -> kind of the variable that it explains
+# method -> kind of the variable that it explains
+VARIABLES = {method: kind for kind, methods in METHODS.items() for method in methods}
 TOGETHER = 8  # texts in one backward pass: enough to fill the matrix products, few enough for the memory
 
 
@@ -47,6 +48,9 @@ def explain(vlm: VLM, images: Tensor, texts: Sequence[str] | Sequence[Sequence[s
       so that the paper's mean over rows would only divide all maps by their number, which is left out. The released
       code pools CLIP's exits by an average over tokens, SigLIP's without the LayerNorm before the pooling; it takes the
       last two blocks unless told otherwise, and blanks in SigLIP's maps what a text without content marks.
+    - "every_exit" (ours): "relevance" in every block, s being the score of the exit right after that block, as in
+      "legrad"; mean over heads and blocks. It says what each block reads for the text, so that what early blocks mix
+      into CLS counts too; what they mix into patches is seen only once a later block reads it.
 
     Args:
         vlm: the model.
@@ -82,7 +86,7 @@ def explain(vlm: VLM, images: Tensor, texts: Sequence[str] | Sequence[Sequence[s
     with torch.inference_mode(False), torch.set_grad_enabled(create_graph):
         text_emb = embed_texts(vlm, texts, len(images))
         split = tower.split(images, kind=VARIABLES[method])
-        return to_maps(contributions(split, text_emb, tower.grid, create_graph), signed)
+        return to_maps(contributions(split, text_emb, tower.grid, create_graph, method), signed)
 
 
 def choose_method(tower: Tower, method: str | None = None) -> str:
@@ -95,23 +99,25 @@ def choose_method(tower: Tower, method: str | None = None) -> str:
     return method
 
 
-def contributions(split: Split, text_emb: Tensor, grid: tuple[int, int], create_graph: bool = False) -> Tensor:
+def contributions(split: Split, text_emb: Tensor, grid: tuple[int, int], create_graph: bool = False,
+                  method: str | None = None) -> Tensor:
     """The maps' ingredients, before any ReLU: what each patch says for (+) or against (-) each text.
 
     `explain` is this plus `to_maps`; training calls the two itself, because it has already cut the tower and needs the
     signed values too.
 
     Args:
-        split: from `vlm.tower.split(images)`; its kind decides the method.
+        split: from `vlm.tower.split(images)`; its kind decides which methods there are.
         text_emb: `[K, D]` or `[B, K, D]`; normalised inside.
         grid: (h, w) of the maps.
         create_graph: False makes the result a constant.
+        method: one that reads variables of this kind; None is the first of them ("legrad" for exits).
 
     Returns:
-        `[B, K, heads, h, w]`. Grad-CAM and Grad-ECLIP, which add up all channels, count as one head; LeGrad has those
-        of every block.
+        `[B, K, heads, h, w]`. Grad-CAM and Grad-ECLIP, which add up all channels, count as one head; LeGrad and
+        every_exit have those of every block.
     """
-    rule = {"attention": _relevance, "features": _gradcam, "context": _gradeclip, "exits": _legrad}[split.kind]
+    rule = RULES[METHODS[split.kind][0] if method is None else method]
     with torch.set_grad_enabled(True):
         values = rule(split, text_emb, grid, create_graph)
     return values if create_graph else values.detach()
@@ -202,6 +208,15 @@ def _legrad(split: Split, text_emb: Tensor, grid: tuple[int, int], create_graph:
         attention = _explained(stop, create_graph)
         rows.append(_gradients(cosines(stop.head(attention), text_emb), attention, create_graph, stop.gain))
     return torch.cat(rows, dim=2)[..., split.prefix:].unflatten(-1, grid)
+
+
+def _every_exit(split: Split, text_emb: Tensor, grid: tuple[int, int], create_graph: bool) -> Tensor:
+    """Relevance at each exit: `[B, K, blocks * heads, h, w]`."""
+    return torch.cat([_relevance(stop, text_emb, grid, create_graph) for stop in split.exits], dim=2)
+
+
+RULES = {"relevance": _relevance, "gradcam": _gradcam, "gradeclip": _gradeclip, "legrad": _legrad,
+         "every_exit": _every_exit}
 
 
 def _explained(split: Split, create_graph: bool) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-OVERLAPS = ("product", "cosine")
+OVERLAPS = ("product", "cosine", "soft_iou")
 
 
 def normalize_maps(maps: Tensor) -> Tensor:
@@ -52,10 +52,12 @@ def overlap_per_image(maps: Tensor, kind: str = "product") -> Tensor:
     "product" is the paper's: the sum over pairs i < j and over pixels of h_i h_j. It grows with the number of pixels
     and of pairs, so it compares models on one grid only. "cosine" is the mean over pairs of the cosine between the
     flattened maps: 0 for disjoint maps, 1 for equal ones, on any grid. A constant map overlaps with nothing (0).
+    "soft_iou" is the mean over pairs of sum min(h_i, h_j) / sum max(h_i, h_j), with the same bounds on any grid; of
+    maps that are 0 or 1 it is the intersection over the union.
 
     Args:
         maps: `[B, K, h, w]`, K >= 2; normalised inside (idempotent).
-        kind: "product" or "cosine".
+        kind: "product", "cosine" or "soft_iou".
 
     Returns:
         `[B]`.
@@ -69,11 +71,15 @@ def overlap_per_image(maps: Tensor, kind: str = "product") -> Tensor:
         raise ValueError(f"overlap needs at least two concepts; the maps have K = {maps.shape[1]}. "
                          "Explain two or more concepts of the category, or leave this term out.")
     flat = normalize_maps(maps).flatten(2)  # [B, K, h*w]
+    first, second = torch.triu_indices(maps.shape[1], maps.shape[1], offset=1, device=maps.device)
+    if kind == "soft_iou":
+        one, other = flat[:, first], flat[:, second]
+        # A union is 0 (two constant maps) or at least 1, so the bound acts on constant maps only.
+        return (torch.minimum(one, other).sum(-1) / torch.maximum(one, other).sum(-1).clamp_min(0.5)).mean(dim=1)
     if kind == "cosine":
         # A normalised map has norm 0 (constant) or at least 1, so eps = 0.5 acts on constant maps only.
         flat = F.normalize(flat, dim=-1, eps=0.5)
     gram = flat @ flat.transpose(1, 2)  # [B, K, K]: entry i, j is the inner product of maps i and j
-    first, second = torch.triu_indices(maps.shape[1], maps.shape[1], offset=1, device=maps.device)
     pairs = gram[:, first, second]
     return pairs.sum(dim=1) if kind == "product" else pairs.mean(dim=1)
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,32 +18,52 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 from dealkit.concepts import ConceptBank
-from dealkit.evaluation import evaluate
+from dealkit.datasets import Birdworld, balance
+from dealkit.evaluation import background_reliance, evaluate
 from dealkit.presets import preset
 from dealkit.training import DealConfig, finetune
 from dealkit.training.checkpoint import write_text
 
-Rows = dict[str, DealConfig | None]          # name of a row of the table -> its config; None is no fine-tuning
+Settings = DealConfig | None                                      # None is no fine-tuning
+Rows = dict[str, Settings | tuple[Settings, dict]]                # name of a row of the table -> config [, options]
 
 
 def run_cell(row: str, config: DealConfig | None, pretrained: str, seed: int, preset_name: str = "birdworld",
-             split: str = "test", bank: ConceptBank | None = None, progress: bool = False, **options) -> dict:
+             split: str = "test", bank: ConceptBank | None = None, progress: bool = False, model: str | None = None,
+             correlation: float | None = None, balanced: bool = False, world: int = 0, background: bool = False,
+             **options) -> dict:
     """Fine-tune one fresh model and evaluate it.
 
     Args:
-        row: its name in the table. config: None evaluates the model as it is. pretrained, preset_name: see `preset`.
+        row: its name in the table. config: None evaluates the model as it is. pretrained, preset_name, model: see
+            `preset`.
         seed: fine-tuning seed. split: "test", or "validation" when choosing settings.
         bank: fine-tune with another bank than the preset's; evaluation always asks for the preset's concepts.
+        correlation: of species and background in Birdworld's training images; None is the preset's.
+        balanced: fine-tune on a draw in which species and backgrounds are independent, see `balance`.
+        world: seed of Birdworld's images for evaluation, and of those for training, too; 0 is the preset's.
+        background: add the columns of `background_reliance`.
         options: passed on to `evaluate`.
 
     Returns:
         row, pretrained, seed, and the columns of `evaluate`.
     """
-    setup = preset(preset_name, pretrained=pretrained)
+    setup = preset(preset_name, pretrained=pretrained, model=model)
+    train, test = setup.train, getattr(setup, split)
+    if preset_name == "birdworld":                        # painted once in each process
+        kept = {} if correlation is None else {"correlation": correlation}
+        train = _birds("train", len(train), seed=world, size=train.size, **kept)
+        test = _birds(split, len(test), seed=world, size=test.size)
     if config is not None:
-        finetune(setup.vlm, setup.train, bank or setup.bank, replace(config, seed=seed), progress=progress)
-    result = evaluate(setup.vlm, getattr(setup, split), setup.bank, progress=progress, **options)
-    return {"row": row, "pretrained": pretrained, "seed": seed, **result.to_dict()}
+        train = balance(train, seed=seed) if balanced else train
+        finetune(setup.vlm, train, bank or setup.bank, replace(config, seed=seed), progress=progress)
+    result = evaluate(setup.vlm, test, setup.bank, progress=progress, **options).to_dict()
+    if background:
+        result |= background_reliance(setup.vlm, test).to_dict()
+    return {"row": row, "pretrained": pretrained, "seed": seed, **result}
+
+
+_birds = lru_cache(maxsize=6)(Birdworld)
 
 
 def run_study(rows: Rows, pretrained: tuple[str, ...] = ("seed0", "seed1"), seeds: tuple[int, ...] = (0, 1),
@@ -51,32 +72,45 @@ def run_study(rows: Rows, pretrained: tuple[str, ...] = ("seed0", "seed1"), seed
     """Every row on every pretraining seed with every fine-tuning seed. Killed half-way, it goes on where it was.
 
     Args:
-        rows: name -> DealConfig (None: the model as it is, evaluated once a pretraining seed).
+        rows: name -> DealConfig (None: the model as it is, evaluated once a pretraining seed), or a pair of that and
+            options for this row alone.
         pretrained, seeds: what the rows are crossed with.
         cache: folder with one JSON file a finished cell; None keeps nothing. A cell is found again only with the same
             config and options.
-        processes: worker processes of one thread each; None is one a core.
+        processes: worker processes of one thread each; 0 runs all cells in this one, one after the other. None is one
+            process a core, and 0 where there is a GPU: it is one, and cells that share it would wait for each other.
         run: does one cell; a function of a module, for another process imports it. One cache folder serves one `run`.
         options: passed on to `run`.
 
     Returns:
         One row a cell, in the order asked for.
     """
-    cells = [(row, config, tag, seed) for row, config in rows.items() for tag in pretrained
+    own = {row: setting if isinstance(setting, tuple) else (setting, {}) for row, setting in rows.items()}
+    cells = [(row, config, tag, seed, options | extra) for row, (config, extra) in own.items() for tag in pretrained
              for seed in (seeds if config is not None else seeds[:1])]
-    files = [_cell_file(cache, cell, options) for cell in cells]
+    files = [_cell_file(cache, cell) for cell in cells]
     results = {i: json.loads(f.read_text()) for i, f in enumerate(files) if f is not None and f.exists()}
     todo = [i for i in range(len(cells)) if i not in results]
-    # spawn, not fork: a forked process inherits the thread pools of torch in an unusable state
-    with ProcessPoolExecutor(processes or os.cpu_count(), multiprocessing.get_context("spawn"),
-                             initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = {pool.submit(_run_and_keep, run, files[i], cells[i], options): i for i in todo}
-        try:
-            for future in tqdm(as_completed(futures), total=len(cells), initial=len(results), desc="study"):
-                results[futures[future]] = future.result()
-        except BaseException:                                # an error or Ctrl-C: do not start what still waits
-            pool.shutdown(cancel_futures=True)
-            raise
+    bar = tqdm(total=len(cells), initial=len(results), desc="study")
+    if processes is None:
+        processes = 0 if torch.cuda.is_available() else os.cpu_count()
+    if processes == 0:
+        for i in todo:
+            results[i] = _run_and_keep(run, files[i], cells[i])
+            bar.update()
+    else:
+        # spawn, not fork: a forked process inherits the thread pools of torch in an unusable state
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"),
+                                 initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            futures = {pool.submit(_run_and_keep, run, files[i], cells[i]): i for i in todo}
+            try:
+                for future in as_completed(futures):
+                    results[futures[future]] = future.result()
+                    bar.update()
+            except BaseException:                            # an error or Ctrl-C: do not start what still waits
+                pool.shutdown(cancel_futures=True)
+                raise
+    bar.close()
     return pd.DataFrame([results[i] for i in range(len(cells))])
 
 
@@ -112,18 +146,19 @@ def paired_differences(table: pd.DataFrame, baseline: str, metrics: list[str], l
     return pd.DataFrame(lines)
 
 
-def _run_and_keep(run, file: Path | None, cell, options) -> dict:
+def _run_and_keep(run, file: Path | None, cell) -> dict:
     """In a worker, so that a finished cell is kept whatever happens to the others."""
-    result = run(*cell, **options)
+    *which, options = cell
+    result = run(*which, **options)
     if file is not None:
         write_text(file, json.dumps(result))
     return result
 
 
-def _cell_file(cache, cell, options) -> Path | None:
+def _cell_file(cache, cell) -> Path | None:
     if cache is None:
         return None
-    row, config, tag, seed = cell
+    row, config, tag, seed, options = cell
     text = json.dumps([asdict(config) if config else None, tag, seed, options], sort_keys=True)
     folder = Path(cache)
     folder.mkdir(parents=True, exist_ok=True)

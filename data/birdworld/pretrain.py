@@ -1,7 +1,8 @@
 """Pretrain the tiny CLIP of Birdworld from scratch: python data/birdworld/pretrain.py --seed 0
 
-Makes data/birdworld/seed<seed>.safetensors from nothing but the seed, on a CPU. With `--model birdworld-vit-224
---device cuda` the same recipe makes a larger model of larger images, into build/ (not shipped). The recipe is CLIP's
+Makes data/birdworld/seed<seed>.safetensors from nothing but the seed, on a CPU; with `--model birdworld-rn` a ResNet,
+rn-seed<seed>.safetensors. With `--model birdworld-vit-224 --device cuda` the same recipe makes a larger model of larger
+images, into build/ (not shipped). The recipe is CLIP's
 (symmetric InfoNCE over a batch of images and captions) with one change that a world of 16 species needs: a caption
 that is true of another image of the batch does not count as that image's negative.
 """
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 import dealkit
 from dealkit.datasets.birdworld import COLOURS, PARTS, Birdworld
-from dealkit.models.weights import BIRDWORLD, BIRDWORLDS
+from dealkit.models.weights import BIRDWORLD, BIRDWORLDS, SHIPPED
 
 STEPS, BATCH, LR = 1_200, 64, 2e-3
 
@@ -55,8 +56,8 @@ def main() -> None:
                                                                "in build/<model>/ for another model")
     args = parser.parse_args()
     here = Path(__file__).parent
-    folder = here if args.model == BIRDWORLD else here.parents[1] / "build" / args.model
-    out = args.out or folder / f"seed{args.seed}.safetensors"
+    folder = here if args.model in SHIPPED else here.parents[1] / "build" / args.model
+    out = args.out or folder / f"{SHIPPED.get(args.model, 'seed')}{args.seed}.safetensors"
 
     torch.set_num_threads(1)                    # part of the recipe; run both seeds side by side on two cores
     torch.manual_seed(args.seed)

@@ -2,9 +2,9 @@
 from dealkit.datasets import photos
 from dealkit.datasets.birdworld import Birdworld
 from dealkit.datasets.fetch import cache_folder
-from dealkit.datasets.photo_set import PhotoSet, Selection, hold_out
+from dealkit.datasets.photo_set import PhotoSet, Selection, balance, hold_out
 from dealkit.datasets.photographs import Photographs, bundled_photographs
 from dealkit.datasets.pictures import open_picture
 
-__all__ = ["Birdworld", "PhotoSet", "Photographs", "Selection", "bundled_photographs", "cache_folder", "hold_out",
-           "open_picture", "photos"]
+__all__ = ["Birdworld", "PhotoSet", "Photographs", "Selection", "balance", "bundled_photographs", "cache_folder",
+           "hold_out", "open_picture", "photos"]

@@ -4,6 +4,8 @@ A world in which "the explanation is in the wrong place" can be checked pixel by
 """
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -92,6 +94,14 @@ class Birdworld(Dataset):
         self._images = np.empty((n, size, size, 3), np.uint8)            # filled as images are asked for
         self._layers = np.empty((n, size, size), np.uint8)
         self._painted = np.zeros(n, bool)
+
+    def on_other_background(self) -> Birdworld:
+        """The counterfactual: the same birds, pixel for pixel, on water where this set has land and the reverse."""
+        other = copy.copy(self)
+        other.backgrounds = 1 - self.backgrounds
+        other._images, other._layers = np.empty_like(self._images), np.empty_like(self._layers)
+        other._painted = np.zeros(len(self), bool)
+        return other
 
     def __len__(self) -> int:
         return len(self.labels)

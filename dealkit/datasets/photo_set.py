@@ -1,4 +1,5 @@
-"""`PhotoSet`: pictures in files, with labels; what stands behind `photos`. And `hold_out`, a validation split."""
+"""`PhotoSet`: pictures in files, with labels; what stands behind `photos`. And two selections of any data set:
+`hold_out`, a validation split, and `balance`, a training set in which every group is as frequent."""
 from __future__ import annotations
 
 import hashlib
@@ -41,6 +42,7 @@ class PhotoSet(Dataset):
 
     Attributes:
         name, root, files, labels, categories, transform, parts: as above; `parts` is empty without points.
+        backgrounds: the column "background", where there is one.
 
     Raises:
         TypeError: a transform that cannot be called, or that does not return a tensor [3, H, W].
@@ -64,6 +66,8 @@ class PhotoSet(Dataset):
         self.labels, self.categories, self.transform = [int(label) for label in labels], list(categories), transform
         self.parts = list(parts) if points is not None else []
         self._columns = {key: [int(value) for value in values] for key, values in (columns or {}).items()}
+        if "background" in self._columns:
+            self.backgrounds = self._columns["background"]
         self._points, self._boxes, self._tidy = points, boxes, tidy
 
     def __len__(self) -> int:
@@ -130,7 +134,7 @@ class Selection(Subset):
         for name in ("name", "root", "categories", "parts", "group_names", "concept_options", "transform"):
             if hasattr(dataset, name):
                 setattr(self, name, getattr(dataset, name))
-        for name in ("labels", "files"):
+        for name in ("labels", "files", "backgrounds"):
             if hasattr(dataset, name):
                 values = getattr(dataset, name)
                 setattr(self, name, [values[i] for i in self.indices])
@@ -169,3 +173,49 @@ def hold_out(dataset: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Selec
     if not held:
         raise ValueError("every category has one image only, so none can be held out; validate on another data set.")
     return (Selection(dataset, [i for i in range(len(dataset)) if i not in held]), Selection(dataset, sorted(held)))
+
+
+def balance(dataset: Dataset, groups: Sequence | None = None, seed: int = 0) -> Selection:
+    """Draw a training set of the same size in which every group is as frequent as any other.
+
+    The plain remedy for a spurious correlation, and the one to beat. It needs to know each image's group, which DEAL
+    does not.
+
+    Args:
+        dataset: what to draw from. groups: the group of each item, anything that compares; None is each pair of label
+            and background, from the attributes `labels` and `backgrounds`.
+        seed: of the draw.
+
+    Returns:
+        As many items as the data set has, up to rounding. A small group's items come several times, a large group's
+        are a random choice. A group without any item stays without: then nothing is balanced by it.
+
+    Raises:
+        ValueError: no groups and no backgrounds, or not one group an item.
+
+    Source: group-balanced resampling, e.g. Idrissi et al., CLeaR 2022 ("RWG").
+
+    Example:
+        >>> train = Birdworld("train")
+        >>> balanced = balance(train)
+        >>> float(np.mean(train.backgrounds == train.labels % 2)), np.mean([b == y % 2 for b, y in zip(
+        ...     balanced.backgrounds, balanced.labels)])
+        (0.95, 0.5)
+    """
+    if groups is None:
+        if not hasattr(dataset, "backgrounds"):
+            raise ValueError(f"{type(dataset).__name__} has no backgrounds to balance; pass groups, one an item.")
+        groups = list(zip(map(int, dataset.labels), map(int, dataset.backgrounds)))
+    if len(groups) != len(dataset):
+        raise ValueError(f"there are {len(groups)} groups for {len(dataset)} items; expected one for each.")
+    places = defaultdict(list)
+    for index, group in enumerate(groups):
+        places[group].append(index)
+    rng = np.random.default_rng(seed)
+    share = max(1, round(len(dataset) / len(places)))
+    drawn = []
+    for group in sorted(places):
+        members = places[group]
+        rounds, rest = divmod(share, len(members))                   # as evenly as it comes: all `rounds` times, ...
+        drawn += members * rounds + rng.choice(members, rest, replace=False).tolist()       # ... and some once more
+    return Selection(dataset, sorted(drawn))

@@ -38,13 +38,13 @@ def embed_and_explain(vlm, images: Tensor, emb: Tensor, explainer: Explainer | N
             image_emb = vlm.encode_image(images) if embedding else None
         return image_emb, checked_maps(explainer(vlm, images, emb), emb)
     with torch.inference_mode(False), torch.no_grad():
-        kind = getattr(explainer, "kind", None) if rule is None else \
-            VARIABLES[choose_method(vlm.tower, rule.get("method"))]
+        method = None if rule is None else choose_method(vlm.tower, rule.get("method"))
+        kind = getattr(explainer, "kind", None) if rule is None else VARIABLES[method]
         split = vlm.tower.split(vlm.check_images(images), kind=kind)
         emb = emb.clone()                        # those of inference mode cannot take part in a gradient
         image_emb = F.normalize(split.head(split.variable), dim=-1) if embedding else None
         maps = explainer(vlm, images, emb, split=split) if rule is None else \
-            to_maps(contributions(split, emb, vlm.grid), rule.get("signed", False))
+            to_maps(contributions(split, emb, vlm.grid, method=method), rule.get("signed", False))
     return image_emb, checked_maps(maps, emb)
 
 

@@ -17,8 +17,8 @@ def overlap(maps: Tensor, kind: str = "cosine", reduction: str = "mean") -> Tens
 
     Args:
         maps: `[B, K, h, w]`, K >= 2, non-negative; normalised inside.
-        kind: "cosine": mean over pairs, 0..1, comparable between grids. "product": the paper's sum over pairs and
-            pixels, comparable only for one grid and one K.
+        kind: "cosine" or "soft_iou": mean over pairs, 0..1, comparable between grids. "product": the paper's sum over
+            pairs and pixels, comparable only for one grid and one K.
         reduction: "mean" or "none" (`[B]`).
 
     Returns:

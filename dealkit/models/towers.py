@@ -7,7 +7,6 @@ Nothing here forks, patches or hooks open_clip: a cut calls the stock modules in
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from open_clip.modified_resnet import ModifiedResNet
@@ -18,13 +17,14 @@ from torch import Tensor, nn
 from dealkit.models.flava_tower import FlavaTower, find_flava_family
 from dealkit.models.recompute import check_switches, grad_checkpointing
 from dealkit.models.resnet import cut_resnet
-from dealkit.models.split import Family, Split, unsupported
+from dealkit.models.split import Cut, Family, Split, unsupported
 from dealkit.models.timm_towers import find_timm_family
 from dealkit.models.vit import cut_vit_attention, cut_vit_context, cut_vit_exits, cut_vit_features
 from dealkit.models.vit_families import find_vit_family
 
-# kind of variable -> the method of `dealkit.explain` that reads it
-METHODS = {"attention": "relevance", "features": "gradcam", "context": "gradeclip", "exits": "legrad"}
+# kind of variable -> the methods of `dealkit.explain` that read it
+METHODS = {"attention": ("relevance",), "features": ("gradcam",), "context": ("gradeclip",),
+           "exits": ("legrad", "every_exit")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Tower:
     image_size: tuple[int, int]
     grid: tuple[int, int]
     methods: tuple[str, ...]
-    cuts: dict[str, Callable[[nn.Module, Tensor, int], Split]]
+    cuts: dict[str, Cut]
 
     @property
     def output_dim(self) -> int:
@@ -93,15 +93,18 @@ def find_tower(visual: nn.Module) -> Tower:
     """
     if isinstance(visual, ModifiedResNet):
         size = visual.image_size
-        return Tower(visual, "ModifiedResNet", (size, size), (size // 32, size // 32), ("gradcam",),
-                     {"features": cut_resnet})
+        cuts = {"features": cut_resnet}
+        return Tower(visual, "ModifiedResNet", (size, size), (size // 32, size // 32), _methods(cuts), cuts)
     if _is_clip_vit(visual):
-        return Tower(visual, "CLS-pooled ViT", tuple(visual.image_size), tuple(visual.grid_size),
-                     tuple(METHODS.values()), {"attention": cut_vit_attention, "features": cut_vit_features,
-                                               "context": cut_vit_context, "exits": cut_vit_exits})
+        cuts = {"attention": cut_vit_attention, "features": cut_vit_features, "context": cut_vit_context,
+                "exits": cut_vit_exits}
+        return Tower(visual, "CLS-pooled ViT", tuple(visual.image_size), tuple(visual.grid_size), _methods(cuts), cuts)
     family = _find_family(visual)
-    return Tower(visual, family.name, tuple(visual.image_size), family.grid,
-                 tuple(METHODS[kind] for kind in family.cuts), family.cuts)
+    return Tower(visual, family.name, tuple(visual.image_size), family.grid, _methods(family.cuts), family.cuts)
+
+
+def _methods(cuts: dict[str, Cut]) -> tuple[str, ...]:
+    return tuple(method for kind in cuts for method in METHODS[kind])
 
 
 def _is_clip_vit(visual: nn.Module) -> bool:

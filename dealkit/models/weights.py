@@ -16,7 +16,9 @@ from dealkit.models.hub import reach_hub
 from dealkit.paths import data_path
 
 BIRDWORLD = "birdworld-vit"  # the tiny CLIP that comes with dealkit
-BIRDWORLDS = (BIRDWORLD, "birdworld-vit-224")  # and its larger form, without weights: pretrain it on a GPU
+# a ModifiedResNet beside it; and a larger ViT, without weights: pretrain it on a GPU
+BIRDWORLDS = (BIRDWORLD, "birdworld-rn", "birdworld-vit-224")
+SHIPPED = {BIRDWORLD: "seed", "birdworld-rn": "rn-seed"}  # what the names of the files with their weights begin with
 
 
 def find_weights(name: str, pretrained: str | Path | None) -> str | None:
@@ -29,12 +31,13 @@ def find_weights(name: str, pretrained: str | Path | None) -> str | None:
     if pretrained is None:
         return None
     ours = {}
-    if name == BIRDWORLD:
-        ours = {path.stem: str(path) for path in sorted(data_path("birdworld").glob("seed*.safetensors"))}
+    if name in SHIPPED:
+        paths = sorted(data_path("birdworld").glob(f"{SHIPPED[name]}*.safetensors"))
+        ours = {path.stem.removeprefix("rn-"): str(path) for path in paths}
     tags = list(ours) if name in BIRDWORLDS else open_clip.list_pretrained_tags_by_model(name)
     choices = f"Tags of {name}: {', '.join(tags) or 'none'}; a .safetensors file; or None for random weights."
     if pretrained == "default":
-        if name != BIRDWORLD:
+        if name not in SHIPPED:
             raise ValueError(f"{name} has no default weights; say which with pretrained=. {choices}")
         pretrained = "seed0"
     if pretrained in ours:

@@ -38,7 +38,8 @@ def finetune(vlm, train_set, bank, config: DealConfig, out_dir: str | Path | Non
 
     It runs on the device of the model. Launched as several processes (accelerate launch, notebook_launcher), each works
     on its share of every batch, on the device that the launcher gave it; the gradient is that of one process with the
-    whole batch. All processes return the same history and weights; the first one alone writes and shows.
+    whole batch (with a swap it is not: a process finds donors in its own share). All processes return the same history
+    and weights; the first one alone writes and shows.
 
     Args:
         vlm: a VLM; its weights change.
@@ -56,6 +57,7 @@ def finetune(vlm, train_set, bank, config: DealConfig, out_dir: str | Path | Non
 
     Returns:
         One row a step: step, epoch, contrastive, disentangle, localize, guard, total (the weighted sum), dead_maps;
+        with limits also lambda_disentangle and gamma_localize, the weights that the step used;
         with float16 also skipped: 1 where the gradients overflowed and the weights stayed as they were.
 
     Warns:
@@ -95,6 +97,8 @@ def finetune(vlm, train_set, bank, config: DealConfig, out_dir: str | Path | Non
         trainer = make_trainer(objective, processes)
         done, history = processes.from_main(lambda: load_checkpoint(folder, vlm.model, trainer.optimizer, settings,
                                                                     trainer.scaler)) if resume else (0, [])
+        for row in history:                                      # the multipliers are where they were
+            objective.multipliers.update(dict(zip(trainer.columns, row)))
         trainer.share_state()
         table = _run(trainer, train_set, names, settings, folder, done, history, save_every, workers,
                      progress and processes.is_main, callback, tensorboard)
@@ -116,7 +120,9 @@ def _run(trainer: Trainer, train_set, names, settings, folder, done, history, sa
     bar = tqdm(loader, initial=done, total=len(batches), desc="fine-tuning", disable=not progress, leave=False)
     try:
         for step, batch in enumerate(bar, start=done):
-            values = take_step(trainer, step, *_inputs(trainer, batch, names, step, shares[step]))
+            weights = trainer.objective.multipliers.record()
+            values = take_step(trainer, step, *_inputs(trainer, batch, names, step, shares[step])) | weights
+            trainer.objective.multipliers.update(values)
             history.append([values[name] for name in trainer.columns])
             bar.set_postfix(contrastive=f"{values['contrastive']:.2f}", disentangle=f"{values['disentangle']:.2f}")
             if folder and ((step + 1) % save_every == 0 or step + 1 == len(batches)):
@@ -173,4 +179,6 @@ def _inputs(trainer: Trainer, batch: dict, names: list[str], step: int, share) -
     captions, true = draw_captions(categories, objective.bank, config, np.random.default_rng([config.seed, step]))
     if share is not None:
         categories, captions = share.of(categories), share.of(captions)
-    return batch["image"].to(device, non_blocking=True), categories, captions, true.to(device), share
+    images = objective.swapped(batch["image"].to(device, non_blocking=True), categories,
+                               [config.seed, step, 0 if share is None else share.rank, 1])
+    return images, categories, captions, true.to(device), share

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,8 +14,10 @@ from dealkit.maps import VARIABLES, choose_method, contributions, to_maps
 from dealkit.models.recompute import check_switches, grad_checkpointing
 from dealkit.normalize import at_least_float32, is_dead
 from dealkit.training.config import DealConfig
+from dealkit.training.multipliers import Multipliers
 from dealkit.training.precision import autocast, in_float32
 from dealkit.training.processes import Share, gather
+from dealkit.training.swap import swap_method, swap_surroundings
 
 TERMS = ("contrastive", "disentangle", "localize", "guard", "total", "dead_maps")
 
@@ -34,6 +37,7 @@ class DealObjective(nn.Module):
         if len(bank) == 0:
             raise ValueError("the concept bank is empty; load one with dealkit.load_concepts(name)")
         choose_method(vlm.tower, config.method)                  # an unknown one stops here, before any step
+        swap_method(vlm.tower, config.swap_method)
         self.model = vlm.model                                   # registered, so that parameters() are the model's
         self.vlm, self.bank, self.config = vlm, bank, config
         poor = [category for category, concepts in bank.items() if len(concepts) < 2]
@@ -41,8 +45,14 @@ class DealObjective(nn.Module):
             raise ValueError(f"{', '.join(poor[:5])}: fewer than two concepts in the bank, so there is nothing to "
                              "disentangle; give every category at least two")
         _, self.n_concepts = concept_lists(bank, list(bank))
+        if config.n_concepts is not None:
+            if config.n_concepts > self.n_concepts:
+                raise ValueError(f"n_concepts is {config.n_concepts}, and the shortest list of the bank has "
+                                 f"{self.n_concepts}; give every category more concepts, or ask for fewer")
+            self.n_concepts = config.n_concepts
         if config.checkpoint_activations:
             check_switches(vlm.tower.visual)
+        self.multipliers = Multipliers(config)
         self._encoded: dict[str, Tensor] = {}                    # category -> [K + 1, D], where the tower is frozen
 
     def forward(self, images: Tensor, categories: list[str], captions: list[str], true: Tensor | None = None,
@@ -59,31 +69,45 @@ class DealObjective(nn.Module):
         """
         config = self.config
         caption_emb, explained = (self._kept_texts if config.freeze_text else self._texts)(categories, captions)
-        kind = VARIABLES[choose_method(self.vlm.tower, config.method)]
+        method = choose_method(self.vlm.tower, config.method)
         with self._autocast():
-            split = self.vlm.tower.split(images, kind=kind, save_memory=config.checkpoint_activations)
+            split = self.vlm.tower.split(images, kind=VARIABLES[method], save_memory=config.checkpoint_activations)
         split = in_float32(split, config.precision)
         image_emb = F.normalize(split.head(split.variable), dim=-1)
         # a second-order graph only where a regulariser will use it; without it the maps are constants, as if detached
-        regularised = config.lambda_disentangle > 0 or config.gamma_localize > 0 or config.guard > 0
         evidence = contributions(split, explained, self.vlm.grid,
-                                 create_graph=regularised and not config.detach_maps)
+                                 create_graph=config.regularised and not config.detach_maps, method=method)
         if share is not None:
             both = gather(torch.cat([image_emb, caption_emb], dim=1))[:share.total]
             image_emb, caption_emb = both.tensor_split([image_emb.shape[1]], dim=1)
         terms = {"contrastive": contrastive_loss(image_emb, caption_emb, self.vlm.logit_scale, true)}
         terms |= self._regularisers(evidence) if share is None else self._share_of_regularisers(evidence, share)
         dead = terms.pop("dead_maps")
-        terms["total"] = (terms["contrastive"] + config.lambda_disentangle * terms["disentangle"]
-                          + config.gamma_localize * terms["localize"] + config.guard * terms["guard"])
+        weights = self.multipliers.weights
+        terms["total"] = (terms["contrastive"] + weights["disentangle"] * terms["disentangle"]
+                          + weights["localize"] * terms["localize"] + config.guard * terms["guard"])
         return terms | {"dead_maps": dead}
+
+    def swapped(self, images: Tensor, categories: list[str], seed: list[int]) -> Tensor:
+        """The images of a step, some with exchanged surroundings, as the config says; `seed` is the step's."""
+        config = self.config
+        if config.swap == 0:
+            return images
+        with torch.no_grad():
+            concepts = self._each([text for c in categories for text in self._explained(c)[:-1]])
+        generator = torch.Generator().manual_seed(int(np.random.default_rng(seed).integers(2 ** 62)))
+        return swap_surroundings(self.vlm, images, concepts.unflatten(0, (len(categories), -1)), config.swap,
+                                 config.swap_keep, config.swap_method, generator, config.precision)
 
     def _regularisers(self, evidence: Tensor) -> dict[str, Tensor]:
         """What depends on each image's own maps, as means over images."""
         config, maps = self.config, to_maps(evidence)
+        concepts, category = maps[:, :-1], maps[:, -1]
+        led = (concepts if config.localize_moves != "category" else concepts.detach(),
+               category if config.localize_moves != "concepts" else category.detach())
         return {
-            "disentangle": disentangle_loss(maps[:, :-1], config.overlap),
-            "localize": localize_loss(maps[:, :-1], maps[:, -1], config.aggregate),
+            "disentangle": disentangle_loss(concepts, config.overlap),
+            "localize": localize_loss(*led, config.aggregate),
             "guard": guard_loss(evidence.flatten(2, 3), config.guard_share),
             "dead_maps": is_dead(maps.detach()).float().mean(),
         }

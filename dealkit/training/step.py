@@ -41,7 +41,7 @@ class Trainer:
     @property
     def columns(self) -> tuple[str, ...]:
         """The numbers of a step."""
-        return (*TERMS, "skipped") if self.scaler.is_enabled() else TERMS
+        return (*TERMS, *self.objective.multipliers.columns, *(["skipped"] if self.scaler.is_enabled() else []))
 
     def share_state(self) -> None:
         """Start all processes from the weights, the moments and the scale of the first."""

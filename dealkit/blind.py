@@ -28,3 +28,6 @@ def uniform_maps(vlm, images: Tensor, text_emb: Tensor) -> Tensor:
     Insertion and deletion, which need an order, take its pixels from top left to bottom right.
     """
     return torch.ones(len(images), text_emb.shape[-2], *vlm.grid).to(images)
+
+
+BLIND = {"random": random_maps, "centre": centre_maps, "uniform": uniform_maps}
