@@ -30,7 +30,7 @@ Rows = dict[str, Settings | tuple[Settings, dict]]                # name of a ro
 
 def run_cell(row: str, config: DealConfig | None, pretrained: str, seed: int, preset_name: str = "birdworld",
              split: str = "test", bank: ConceptBank | None = None, progress: bool = False, model: str | None = None,
-             correlation: float | None = None, balanced: bool = False, world: int = 0, background: bool = False,
+             train: dict | None = None, test: dict | None = None, balanced: bool = False, background: bool = False,
              **options) -> dict:
     """Fine-tune one fresh model and evaluate it.
 
@@ -39,9 +39,9 @@ def run_cell(row: str, config: DealConfig | None, pretrained: str, seed: int, pr
             `preset`.
         seed: fine-tuning seed. split: "test", or "validation" when choosing settings.
         bank: fine-tune with another bank than the preset's; evaluation always asks for the preset's concepts.
-        correlation: of species and background in Birdworld's training images; None is the preset's.
+        train, test: settings of Birdworld's images to fine-tune with and to evaluate on that differ from the preset's,
+            such as {"correlation": 0.5}, or {"seed": 1} for other birds.
         balanced: fine-tune on a draw in which species and backgrounds are independent, see `balance`.
-        world: seed of Birdworld's images for evaluation, and of those for training, too; 0 is the preset's.
         background: add the columns of `background_reliance`.
         options: passed on to `evaluate`.
 
@@ -49,17 +49,16 @@ def run_cell(row: str, config: DealConfig | None, pretrained: str, seed: int, pr
         row, pretrained, seed, and the columns of `evaluate`.
     """
     setup = preset(preset_name, pretrained=pretrained, model=model)
-    train, test = setup.train, getattr(setup, split)
+    images, held = setup.train, getattr(setup, split)
     if preset_name == "birdworld":                        # painted once in each process
-        kept = {} if correlation is None else {"correlation": correlation}
-        train = _birds("train", len(train), seed=world, size=train.size, **kept)
-        test = _birds(split, len(test), seed=world, size=test.size)
+        images = _birds("train", **{"n": len(images), "size": images.size, **(train or {})})
+        held = _birds(split, **{"n": len(held), "size": held.size, **(test or {})})
     if config is not None:
-        train = balance(train, seed=seed) if balanced else train
-        finetune(setup.vlm, train, bank or setup.bank, replace(config, seed=seed), progress=progress)
-    result = evaluate(setup.vlm, test, setup.bank, progress=progress, **options).to_dict()
+        images = balance(images, seed=seed) if balanced else images
+        finetune(setup.vlm, images, bank or setup.bank, replace(config, seed=seed), progress=progress)
+    result = evaluate(setup.vlm, held, setup.bank, progress=progress, **options).to_dict()
     if background:
-        result |= background_reliance(setup.vlm, test).to_dict()
+        result |= background_reliance(setup.vlm, held).to_dict()
     return {"row": row, "pretrained": pretrained, "seed": seed, **result}
 
 

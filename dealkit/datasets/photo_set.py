@@ -206,6 +206,7 @@ def balance(dataset: Dataset, groups: Sequence | None = None, seed: int = 0) -> 
         if not hasattr(dataset, "backgrounds"):
             raise ValueError(f"{type(dataset).__name__} has no backgrounds to balance; pass groups, one an item.")
         groups = list(zip(map(int, dataset.labels), map(int, dataset.backgrounds)))
+    groups = groups.tolist() if hasattr(groups, "tolist") else groups            # each entry of a tensor is its own key
     if len(groups) != len(dataset):
         raise ValueError(f"there are {len(groups)} groups for {len(dataset)} items; expected one for each.")
     places = defaultdict(list)

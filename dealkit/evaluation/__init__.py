@@ -11,5 +11,6 @@ from dealkit.evaluation.embeddings import embed, labels_of, zero_shot
 from dealkit.evaluation.ranks import retrieval
 from dealkit.evaluation.tables import MAP_METRICS, evaluate, image_table, part_table, summarise
 
-__all__ = ["MAP_METRICS", "background_reliance", "background_table", "centre_maps", "concept_table", "embed", "embed_images", "evaluate", "image_table",
-           "labels_of", "part_table", "random_maps", "retrieval", "summarise", "uniform_maps", "zero_shot"]
+__all__ = ["MAP_METRICS", "background_reliance", "background_table", "centre_maps", "concept_table", "embed",
+           "embed_images", "evaluate", "image_table", "labels_of", "part_table", "random_maps", "retrieval",
+           "summarise", "uniform_maps", "zero_shot"]

@@ -6,6 +6,7 @@ of the image that the mask covers. Where a mask is empty (the part is hidden) th
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -140,7 +141,7 @@ def best_iou(maps: Tensor, masks: Tensor, reduction: str = "mean") -> Tensor | f
     """
     check_masks(maps, masks)
     keys = (2 * levels(maps, masks.shape[-2:]) + masks).flatten(2)  # a level and its mask in one number: one sort
-    keys = keys.sort(dim=-1, descending=True)[0]
+    keys = _descending(keys)
     # hits among the first 1, 2, 3, ... pixels; in 32 bits, because at 224 pixels a batch is some 30 million of them
     values, hits = keys >> 1, (keys & 1).cumsum(dim=-1, dtype=torch.int32)
     claimed = torch.arange(1, keys.shape[-1] + 1, device=keys.device, dtype=torch.int32)
@@ -148,6 +149,13 @@ def best_iou(maps: Tensor, masks: Tensor, reduction: str = "mean") -> Tensor | f
     is_cut = F.pad(values[..., 1:] < values[..., :-1], (0, 1), value=True)  # a threshold lies between these two pixels
     best = (scores * is_cut).amax(dim=-1) * maps.any(dim=-1).any(dim=-1)
     return reduce(_undefined_where_empty(best, masks), reduction)
+
+
+def _descending(keys: Tensor) -> Tensor:
+    """Integers in descending order along the last axis; numpy's sort takes a quarter of torch's time on a CPU."""
+    if keys.device.type == "cpu":
+        return torch.from_numpy(-np.sort(-keys.numpy(), axis=-1))
+    return keys.sort(dim=-1, descending=True)[0]
 
 
 def _undefined_where_empty(values: Tensor, masks: Tensor) -> Tensor:

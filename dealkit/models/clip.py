@@ -160,7 +160,7 @@ def load_model(name: str, pretrained: str | Path | None = "default", device: str
         name: "birdworld-vit" ("birdworld-rn", a ResNet; "birdworld-vit-224" for larger images), or any of
             open_clip.list_models().
         pretrained: a tag, or the path of a safetensors file that `VLM.save` wrote. None gives random weights (seed them
-            with torch.manual_seed). "default" is "seed0" for birdworld-vit and birdworld-rn; any other model needs a tag.
+            with torch.manual_seed). "default" is "seed0" for birdworld-vit and birdworld-rn; other models need a tag.
         device: None is the GPU where there is one, else the CPU.
         dtype: "float32", "float64", "bfloat16" or "float16". Train in float32: in half precision small updates vanish.
 

@@ -93,8 +93,9 @@ class DealObjective(nn.Module):
         config = self.config
         if config.swap == 0:
             return images
+        asked = [text for c in categories for text in self._explained(c)[:-1]]
         with torch.no_grad():
-            concepts = self._each([text for c in categories for text in self._explained(c)[:-1]])
+            concepts = self._kept_texts(categories, asked)[0] if config.freeze_text else self._each(asked)
         generator = torch.Generator().manual_seed(int(np.random.default_rng(seed).integers(2 ** 62)))
         return swap_surroundings(self.vlm, images, concepts.unflatten(0, (len(categories), -1)), config.swap,
                                  config.swap_keep, config.swap_method, generator, config.precision)

@@ -53,7 +53,8 @@ def exchange(images: Tensor, kept: Tensor, generator: torch.Generator) -> Tensor
     mixed, open_ = images, ~kept
     for _ in range(DONORS):
         donors = torch.randperm(len(images), generator=generator).to(images.device)
-        taken = open_ & ~kept[donors]
+        other = donors != torch.arange(len(images), device=images.device)        # an image is no donor of its own
+        taken = open_ & ~kept[donors] & other[:, None, None, None]
         mixed, open_ = torch.where(taken, images[donors], mixed), open_ & ~taken
     return mixed
 
