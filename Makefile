@@ -9,7 +9,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel
 # Threads that wait do not spin: beside other work on the machine, tests and notebooks are several times faster.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: tutorial test lab clean help
+.PHONY: tutorial test study lab clean help
 
 tutorial: $(READY)  ## run all notebooks, in order, into build/ (the default)
 	$(PY) notebooks/run.py
@@ -17,6 +17,10 @@ tutorial: $(READY)  ## run all notebooks, in order, into build/ (the default)
 test: export HF_HUB_OFFLINE = 1  # no test fetches weights; notebook 02 does without CLIP's
 test: $(READY)  ## unit tests, then every notebook, its marked outputs compared with the committed ones
 	$(PY) -m pytest $(NBVAL) tests notebooks
+
+study: $(READY)  ## every table over seeds, anew (MINUTES); goes on where it was, "make clean study" begins with nothing
+	$(PY) data/birdworld/study.py
+	$(PY) data/birdworld/claims.py
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb

@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=BUILD, help="default: build/")
     args = parser.parse_args()
     if args.claims:
-        claims = claimed(pd.read_csv(CLAIMS), HERE / "results")
+        claims = claimed(pd.read_csv(CLAIMS, dtype={"commit": str, "figure": str}), HERE / "results")
         claims.to_csv(CLAIMS, index=False, float_format="%.6g", lineterminator="\n")
         print(claims_table(claims))
     elif args.preset is None:
@@ -206,19 +206,19 @@ def finite(value):
 
 def claimed(claims: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """The claims with our columns taken from the results in `folder`; empty where there is none."""
-    claims = claims.copy()
-    claims[["ours", "low", "high"]] = float("nan")
-    claims["commit"] = pd.Series([None] * len(claims), dtype=object)
+    claims, paper = claims.copy(), claims["source"] == "Table 1"         # the others are of data/birdworld/claims.py
+    claims.loc[paper, ["ours", "low", "high"]] = float("nan")
+    claims["commit"] = claims["commit"].astype(object).where(~paper, None)
     for path in sorted(folder.glob("*.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
         if why_not := _other_than_preset(results):
             sys.exit(f"{path}: not the preset as it stands ({', '.join(why_not)}). Keep it somewhere else.")
-        for i in claims.index[claims["preset"] == results["preset"]]:
+        for i in claims.index[paper & (claims["preset"] == results["preset"])]:
             found = results["rows"].get(claims.loc[i, "our_row"], {}).get(claims.loc[i, "metric"])
             if found and found["mean"] is not None:
                 claims.loc[i, ["ours", "low", "high"]] = [found[key] for key in ("mean", "low", "high")]
                 claims.loc[i, "commit"] = results["commit"]
-    single = claims[claims["preset"] != "average"]
+    single = claims[paper & (claims["preset"] != "average")]
     for i in claims.index[claims["preset"] == "average"]:           # only where all five were run
         same = single[(single["model"] == claims.loc[i, "model"]) & (single["metric"] == claims.loc[i, "metric"])]
         claims.loc[i, "ours"] = same["ours"].mean(skipna=False)
@@ -240,7 +240,7 @@ def _other_than_preset(results: dict) -> list[str]:
 
 def claims_table(claims: pd.DataFrame) -> str:
     """The README's table, paper → ours; a test keeps the two in step."""
-    shown = claims[claims["our_row"].notna() & (claims["our_row"] != "")]
+    shown = claims[(claims["source"] == "Table 1") & claims["our_row"].notna()]
     presets = list(dict.fromkeys(shown["preset"]))
     lines = ["| | | " + " | ".join(presets) + " |", "|---|---|" + "---|" * len(presets)]
     for metric, name in SHOWN.items():
