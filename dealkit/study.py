@@ -47,7 +47,12 @@ def run_cell(row: str, config: DealConfig | None, pretrained: str, seed: int, pr
 
     Returns:
         row, pretrained, seed, and the columns of `evaluate`.
+
+    Raises:
+        ValueError: train or test for another preset than Birdworld. As `preset`, `finetune` and `evaluate`.
     """
+    if (train or test) and preset_name != "birdworld":
+        raise ValueError(f"train and test are settings of Birdworld's images; {preset_name!r} has none")
     setup = preset(preset_name, pretrained=pretrained, model=model)
     images, held = setup.train, getattr(setup, split)
     if preset_name == "birdworld":                        # painted once in each process

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from dealkit import metrics
 from dealkit.evaluation.columns import Explainer
-from dealkit.evaluation.embeddings import loader
+from dealkit.evaluation.embeddings import labels_of, loader
 from dealkit.evaluation.passes import embed_and_explain
 from dealkit.maps import explain
 
@@ -39,11 +39,13 @@ def background_table(vlm, birds, explainer: Explainer | None = None, category_pr
         everywhere).
 
     Raises:
-        TypeError: a data set without counterfactuals.
+        TypeError: a data set without counterfactuals. ValueError: birds of no species.
     """
     if not hasattr(birds, "on_other_background"):
         raise TypeError(f"{type(birds).__name__} has no on_other_background(), so no bird can be seen on another "
                         "background; this needs Birdworld.")
+    if labels_of(birds).min() < 0:
+        raise ValueError("the data set holds birds of no category (label -1); make it with random_birds=0")
     prompts = [category_prompt.format(category) for category in birds.categories]
     names = vlm.encode_text(prompts)
     explainer = partial(explain) if explainer is None else explainer

@@ -117,7 +117,7 @@ class DealConfig:
         Args:
             changes: any other settings, such as lr=1e-4.
         """
-        form = {"lambda_disentangle": 3.0, "gamma_localize": 0.02, "overlap": "cosine", "aggregate": "max",
+        form = {"lambda_disentangle": 3.0, "gamma_localize": 0.04, "overlap": "cosine", "aggregate": "max",
                 "guard": 2.0, "stop_text_gradient": True, "swap": 0.5}
         return cls(**(form | changes))
 
