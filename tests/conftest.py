@@ -52,7 +52,7 @@ def wake(vlm: VLM) -> VLM:
 
 # what `explain` is tested with: a model to build, and a method that it has
 METHODS = [(tiny_vit, "relevance"), (tiny_vit, "gradcam"), (tiny_vit, "gradeclip"), (tiny_vit, "legrad"),
-           (tiny_resnet, "gradcam")]
+           (tiny_vit, "every_exit"), (tiny_resnet, "gradcam")]
 
 
 def random_images(vlm: VLM, count: int = 2, seed: int = 1) -> torch.Tensor:

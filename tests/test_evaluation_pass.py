@@ -54,6 +54,7 @@ by_exits.kind = "exits"
 
 @pytest.mark.parametrize("explainer, passes", [
     (None, 1), (explain, 1), (partial(explain, method="gradcam"), 1), (partial(explain, method="legrad"), 1),
+    (partial(explain, method="every_exit"), 1),
     (partial(explain, method="gradeclip", signed=False), 1), (by_split, 1), (by_exits, 1), (random_maps, 1),
     (custom, 2), (partial(explain, create_graph=False), 2)])
 def test_an_image_goes_through_the_trunk_once(vlm, birds, explainer, passes):
@@ -76,7 +77,7 @@ def test_it_changes_no_number(make):
 
 
 @pytest.mark.parametrize("options", [{"method": "gradcam"}, {"method": "gradeclip"}, {"method": "legrad"},
-                                     {"method": "gradcam", "signed": True}, {"signed": True}])
+                                     {"method": "every_exit"}, {"method": "gradcam", "signed": True}, {"signed": True}])
 def test_a_method_through_a_partial_is_that_method(vlm, birds, options):
     other = lambda vlm, images, emb: explain(vlm, images, emb, **options)  # noqa: E731
     tables = [image_table(vlm, birds, BANK, e, insertion_images=0, perturbed_images=2, masks="signed" not in options)

@@ -98,9 +98,11 @@ def test_disentangle_by_hand():
     first = (1 / math.sqrt(2.5) + 0.5 / math.sqrt(1.25)) / 3
     second = (1 + 2 * 0.5 / math.sqrt(1.25)) / 3
     assert disentangle_loss(maps, "cosine").item() == pytest.approx((first + second) / 2, abs=1e-12)
+    # min over max: ab 1 / 2.5, ac .5 / 2, bc 0; cc 1, ca twice .5 / 2
+    assert disentangle_loss(maps, "soft_iou").item() == pytest.approx((.65 / 3 + 1.5 / 3) / 2, abs=1e-12)
 
 
-@pytest.mark.parametrize("overlap", ["product", "cosine"])
+@pytest.mark.parametrize("overlap", ["product", "cosine", "soft_iou"])
 def test_disentangle_equals_plain_loops(overlap):
     maps = random_maps(3, 4, 3, 5, seed=1) * torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1, 1) - 0.2
     per_image = []
@@ -109,6 +111,9 @@ def test_disentangle_equals_plain_loops(overlap):
         for j in range(4):
             for i in range(j):
                 p, q = stretch(image[i]), stretch(image[j])
+                if overlap == "soft_iou":
+                    pairs.append(sum(map(min, p.flat, q.flat)) / sum(map(max, p.flat, q.flat)))
+                    continue
                 scale = 1 if overlap == "product" else np.linalg.norm(p) * np.linalg.norm(q)
                 pairs.append((p * q).sum() / scale)
         per_image.append(sum(pairs) if overlap == "product" else sum(pairs) / len(pairs))
@@ -119,6 +124,7 @@ def test_disentangle_bounds():
     same, disjoint = random_maps(1, 1, 4, 4).expand(2, 3, 4, 4), torch.eye(4).view(1, 4, 2, 2)
     assert disentangle_loss(same, "cosine").item() == pytest.approx(1, abs=1e-12)
     assert disentangle_loss(disjoint, "cosine").item() == disentangle_loss(disjoint).item() == 0
+    assert disentangle_loss(same, "soft_iou").item() == 1 and disentangle_loss(disjoint, "soft_iou").item() == 0
 
 
 def test_localize_by_hand():
@@ -144,11 +150,11 @@ def test_localize_equals_plain_loops(aggregate):
     assert localize_loss(concepts, category, aggregate).item() == pytest.approx(total / 3, rel=1e-12)
 
 
-@pytest.mark.parametrize("option", ["product", "cosine", "sum", "max"])
+@pytest.mark.parametrize("option", ["product", "cosine", "soft_iou", "sum", "max"])
 def test_maps_that_are_normalised_already_give_the_same(option):
     concepts, category = 7 * random_maps(2, 3, 4, 4) - 1, random_maps(2, 4, 4, seed=1)
     normal = normalize_maps(concepts), normalize_maps(category)
-    if option in ("product", "cosine"):
+    if option not in ("sum", "max"):
         assert disentangle_loss(concepts, option) == disentangle_loss(normal[0], option)
     else:
         assert localize_loss(concepts, category, option) == localize_loss(*normal, option)
@@ -185,6 +191,7 @@ def test_guard_revives_a_map_that_the_relu_kills(highest):
 TERMS = {
     "product": lambda maps: disentangle_loss(maps, "product"),
     "cosine": lambda maps: disentangle_loss(maps, "cosine"),
+    "soft_iou": lambda maps: disentangle_loss(maps, "soft_iou"),
     "localize sum": lambda maps: localize_loss(maps, maps[:, 0] * maps[:, 1]),
     "localize max": lambda maps: localize_loss(maps, maps[:, 0] * maps[:, 1], "max"),
     "guard": lambda maps: guard_loss(maps - 0.5, share=0.9),
@@ -234,7 +241,7 @@ M4, M3, E = torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4), torch.eye(3)
     (lambda: disentangle_loss(M4[:0]), ValueError, r"an axis is empty"),
     (lambda: disentangle_loss(M4[:, :0]), ValueError, r"an axis is empty"),
     (lambda: disentangle_loss(M4.int()), TypeError, r"concept_maps has dtype torch.int32"),
-    (lambda: disentangle_loss(M4, "dot"), ValueError, r"unknown overlap kind 'dot'.*'product', 'cosine'"),
+    (lambda: disentangle_loss(M4, "dot"), ValueError, r"unknown overlap kind 'dot'.*'product', 'cosine', 'soft_iou'"),
     (lambda: localize_loss(M3, M3), ValueError, r"concept_maps has shape \(2, 4, 4\)"),
     (lambda: localize_loss(M4, M4), ValueError, r"category_maps has shape \(2, 3, 4, 4\); expected 3 axes"),
     (lambda: localize_loss(M4, M3[:1]), ValueError, r"hold 2 images, category_maps 1"),

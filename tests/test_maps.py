@@ -12,7 +12,7 @@ from dealkit import normalize
 from dealkit.maps import VARIABLES, contributions, explain, normalize_maps, to_maps
 
 TINY = {"relevance": tiny_vit, "gradcam on a ViT": tiny_vit, "gradeclip": tiny_vit, "legrad": tiny_vit,
-        "gradcam": tiny_resnet}
+        "every_exit": tiny_vit, "gradcam": tiny_resnet}
 cases = pytest.mark.parametrize("case", TINY)
 
 
@@ -173,7 +173,7 @@ def test_detached_maps_leave_a_training_graph_whole(case):
     vlm = TINY[case]()
     images, texts = random_images(vlm), random_embeddings(vlm, 2)
     split = vlm.tower.split(images, kind=VARIABLES[case.split()[0]])
-    maps = to_maps(contributions(split, texts, vlm.grid))
+    maps = to_maps(contributions(split, texts, vlm.grid, method=case.split()[0]))
     assert not maps.requires_grad
     torch.testing.assert_close(maps, explain_case(case, vlm, images, texts))
     split.head(split.variable).sum().backward()

@@ -1,4 +1,4 @@
-"""Grad-ECLIP and LeGrad against the whole tower written out by hand, and what all four methods of `explain` promise.
+"""Grad-ECLIP, LeGrad and every exit against the tower written out by hand, and what all methods of `explain` promise.
 
 Relevance and Grad-CAM are compared with Captum and with full backward passes in test_maps.py and test_attribution.py,
 where second derivatives, frozen towers and traces left behind are tested for every method as well; what is refused in
@@ -80,6 +80,15 @@ def written_out_legrad(vlm, kept, text):
     return (torch.stack(x, dim=1).mean(dim=1).unflatten(1, vlm.grid) for x in (rows, signed))
 
 
+def written_out_every_exit(vlm, kept, text):
+    """A score for each block's tokens, its gradient times attention in CLS's row. `[B, h, w]`, with ReLU and signed."""
+    maps = []
+    for attention, tokens in zip(kept["attention"], kept["tokens"]):
+        gradient = torch.autograd.grad(written_out_score(vlm, tokens, text), attention, retain_graph=True)[0]
+        maps.append((gradient * attention)[:, :, 0, 1:].detach().unflatten(-1, vlm.grid))
+    return tuple(torch.cat(x, dim=1).mean(dim=1) for x in ([m.clamp(min=0) for m in maps], maps))
+
+
 def assert_equal_up_to_rounding(actual, expected):
     scale = expected.abs().max().item()
     loose = actual.dtype == torch.float32
@@ -100,27 +109,44 @@ def test_gradeclip_equals_a_full_backward_pass_per_text(variant):
     assert maps.shape == (2, 3, *vlm.grid) and (maps > 0).any() and (signed < 0).any()
 
 
+@pytest.mark.parametrize("method, oracle", [("legrad", written_out_legrad), ("every_exit", written_out_every_exit)])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_legrad_equals_a_full_backward_pass_per_text_and_block(variant):
+def test_methods_of_every_block_equal_a_full_backward_pass_per_text_and_block(variant, method, oracle):
     vlm = tiny_vit(**VARIANTS[variant])
     images, texts = random_images(vlm), random_embeddings(vlm, 3)
     kept = written_out(vlm, images)
-    maps = explain(vlm, images, texts, method="legrad")
-    signed = explain(vlm, images, texts, method="legrad", signed=True)
+    maps = explain(vlm, images, texts, method=method)
+    signed = explain(vlm, images, texts, method=method, signed=True)
     for k in range(3):
-        expected, expected_signed = written_out_legrad(vlm, kept, texts[k])
+        expected, expected_signed = oracle(vlm, kept, texts[k])
         assert_equal_up_to_rounding(maps[:, k], expected)
         assert_equal_up_to_rounding(signed[:, k], expected_signed)
     assert maps.shape == (2, 3, *vlm.grid) and (maps > 0).any() and (signed < 0).any()
 
 
-def test_both_on_a_model_of_real_size(vit):
+def test_the_last_blocks_share_of_every_exit_is_relevance():
+    vlm = tiny_vit()
+    images, texts = random_images(vlm), random_embeddings(vlm, 3)
+    split = vlm.tower.split(images, kind="exits")
+    values = contributions(split, texts, vlm.grid, method="every_exit").unflatten(2, (3, 4))      # blocks, heads
+    relevance = explain(vlm, images, texts, method="relevance")
+    assert_equal_up_to_rounding(to_maps(values[:, :, -1]), relevance)
+    for block in (0, 1):                                     # what earlier exits add is not in the last block's map
+        assert F.cosine_similarity(to_maps(values[:, :, block]).flatten(), relevance.flatten(), dim=0) < 0.95
+    assert torch.equal(contributions(split, texts, vlm.grid), contributions(split, texts, vlm.grid, method="legrad"))
+    one_block = tiny_vit(layers=1)
+    maps = [explain(one_block, images, texts, method=method) for method in ("every_exit", "relevance")]
+    torch.testing.assert_close(*maps)
+
+
+def test_all_on_a_model_of_real_size(vit):
     images, texts = random_images(vit, 1), random_embeddings(vit, 2)
     kept = written_out(vit, images)
-    maps = {method: explain(vit, images, texts, method=method) for method in ("gradeclip", "legrad")}
+    maps = {method: explain(vit, images, texts, method=method) for method in ("gradeclip", "legrad", "every_exit")}
     for k in range(2):
         assert_equal_up_to_rounding(maps["gradeclip"][:, k], written_out_gradeclip(vit, kept, texts[k]).clamp(min=0))
         assert_equal_up_to_rounding(maps["legrad"][:, k], next(written_out_legrad(vit, kept, texts[k])))
+        assert_equal_up_to_rounding(maps["every_exit"][:, k], written_out_every_exit(vit, kept, texts[k])[0])
 
 
 def test_gradeclip_is_the_gradient_of_the_attention_times_the_closeness():
@@ -150,7 +176,7 @@ def test_the_cuts_give_open_clips_embedding():
                                    @ vlm.model.visual.proj)
 
 
-@pytest.mark.parametrize("method", ["gradeclip", "legrad"])
+@pytest.mark.parametrize("method", ["gradeclip", "legrad", "every_exit"])
 def test_gradient_checkpointing_changes_nothing(method):
     images, results = random_images(tiny_vit()), []
     for enabled in (False, True):
@@ -187,7 +213,7 @@ def test_signed_values_are_those_before_the_relu(build, method):
     maps, signed = (explain(vlm, images, texts, method=method, signed=signed) for signed in (False, True))
     assert maps.min() >= 0 and signed.min() < 0 < maps.max()
     assert (maps >= signed - 1e-12).all()  # a ReLU only raises
-    if method not in ("relevance", "legrad"):  # one head: the ReLU acts on the finished map
+    if method not in ("relevance", "legrad", "every_exit"):  # one head: the ReLU acts on the finished map
         torch.testing.assert_close(maps, signed.relu())
 
 
@@ -244,6 +270,6 @@ def test_maps_of_a_split_that_training_made_itself(build, method):
     images, texts = random_images(vlm), random_embeddings(vlm, 3)
     split = vlm.tower.split(images, kind=VARIABLES[method])
     torch.testing.assert_close(split.head(split.variable), vlm.model.encode_image(images))
-    maps = to_maps(contributions(split, texts, vlm.grid, create_graph=True))
+    maps = to_maps(contributions(split, texts, vlm.grid, create_graph=True, method=method))
     torch.testing.assert_close(maps, explain(vlm, images, texts, method=method))
     assert maps.requires_grad

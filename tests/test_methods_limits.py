@@ -22,7 +22,7 @@ def test_a_concept_of_300_words_for_clips_tokenizer(vit):
         explain(vit, random_images(vit, 1), ["feathers " * 300])
 
 
-@pytest.mark.parametrize("method", ["relevance", "gradeclip", "legrad"])
+@pytest.mark.parametrize("method", ["relevance", "gradeclip", "legrad", "every_exit"])
 def test_a_method_that_a_tower_has_no_variable_for(method):
     vlm = tiny_resnet()
     with pytest.raises(ValueError, match=f"^'{method}' does not apply to this tower, ModifiedResNet; it has gradcam.$"):
@@ -34,7 +34,7 @@ def test_a_method_that_a_tower_has_no_variable_for(method):
 def test_an_unknown_method_brings_those_that_there_are():
     vlm = tiny_vit()
     with pytest.raises(ValueError, match="^unknown method 'magic'; this tower, CLS-pooled ViT, has relevance, gradcam, "
-                                         "gradeclip, legrad.$"):
+                                         "gradeclip, legrad, every_exit.$"):
         explain(vlm, random_images(vlm), ["red"], method="magic")
 
 
@@ -48,7 +48,7 @@ def test_bad_cuts(kind):
         vlm.tower.split(random_images(vlm), block=3, kind=kind)
 
 
-@pytest.mark.parametrize("method", ["gradeclip", "legrad"])
+@pytest.mark.parametrize("method", ["gradeclip", "legrad", "every_exit"])
 def test_dropped_patches_are_refused(method):
     vlm = tiny_vit(patch_dropout=0.5)
     vlm.model.train()

@@ -48,10 +48,21 @@ def test_overlap_by_hand_per_image_and_mean():
     assert isinstance(metrics.overlap(maps), float)
 
 
-def test_cosine_overlap_does_not_depend_on_the_grid_and_product_does():
+def test_soft_iou_is_the_intersection_over_the_union_of_maps_that_are_masks():
+    rng = np.random.default_rng(5)
+    masks = rng.random((4, 3, 6, 7)) < 0.4
+    expected = [np.mean([(one & other).sum() / (one | other).sum() for one, other in (
+        (a, b), (a, c), (b, c))]) for a, b, c in masks]
+    maps = 7 * torch.from_numpy(masks).double() - 3                      # normalised inside
+    assert metrics.overlap(maps, "soft_iou", reduction="none").tolist() == pytest.approx(expected)
+    assert metrics.overlap(maps, "soft_iou") == pytest.approx(np.mean(expected)) and 0.1 < np.mean(expected) < 0.5
+
+
+@pytest.mark.parametrize("kind", ["cosine", "soft_iou"])
+def test_cosine_and_soft_iou_do_not_depend_on_the_grid_and_product_does(kind):
     maps = torch.rand(2, 3, 5, 5, dtype=torch.float64)
     finer = maps.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    assert metrics.overlap(finer) == pytest.approx(metrics.overlap(maps))
+    assert metrics.overlap(finer, kind) == pytest.approx(metrics.overlap(maps, kind))
     assert metrics.overlap(finer, "product") == pytest.approx(4 * metrics.overlap(maps, "product"))
 
 
@@ -71,7 +82,7 @@ def test_dead_maps_counts_zero_and_constant_maps():
     maps = torch.rand(2, 2, 3, 3)
     maps[0, 1], maps[1, 0] = 0.0, 0.7
     assert metrics.dead_maps(maps, reduction="none").tolist() == [[0.0, 1.0], [1.0, 0.0]]
-    assert metrics.dead_maps(maps) == 0.5 and metrics.overlap(maps) == 0.0
+    assert metrics.dead_maps(maps) == 0.5 and metrics.overlap(maps) == metrics.overlap(maps, "soft_iou") == 0.0
 
 
 # --- localization ---------------------------------------------------------------------------------

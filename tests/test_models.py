@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dealkit.datasets import Birdworld
 from dealkit.models import hub, load_model, weights
 
 
@@ -56,12 +57,39 @@ def test_what_is_saved_is_what_both_loaders_read(tmp_path, birdworld_random):
         torch.testing.assert_close(stock.encode_image(images, normalize=True), expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("seed", ["default", "seed0", "seed1"])
-def test_birdworlds_weights_come_with_dealkit(seed):
-    vlm = load_model("birdworld-vit", seed, device="cpu")
+SHIPPED = {"birdworld-vit": ["seed0", "seed1", "seed2", "seed3"], "birdworld-rn": ["seed0", "seed1"]}
+shipped = pytest.mark.parametrize("name, seed", [(name, seed) for name, seeds in SHIPPED.items()
+                                                 for seed in ("default", *seeds)])
+
+
+@shipped
+def test_birdworlds_weights_come_with_dealkit(name, seed):
+    vlm = load_model(name, seed, device="cpu")
     with torch.no_grad():
         emb = vlm.encode_text(["red head", "a photo of a bird with red head", "blue wing"])
     assert emb[0] @ emb[1] > emb[0] @ emb[2]
+
+
+@shipped
+def test_birdworlds_weights_know_its_birds(name, seed):
+    """Chance is one in 16."""
+    vlm = load_model(name, seed, device="cpu")
+    birds = Birdworld("test", n=64, size=vlm.image_size[0])
+    batch, texts = birds.batch(range(64)), [f"a photo of a {category}" for category in birds.categories]
+    with torch.no_grad():
+        scores = vlm.encode_image(batch["image"]) @ vlm.encode_text(texts).T
+    assert (scores.argmax(dim=1) == batch["label"]).float().mean() > 0.8
+
+
+def test_every_shipped_seed_has_its_own_weights_and_default_is_the_first():
+    digests = {}
+    for name, seeds in SHIPPED.items():
+        found = {seed: weights.weights_digest(load_model(name, seed, device="cpu").model) for seed in seeds}
+        assert weights.weights_digest(load_model(name, device="cpu").model) == found["seed0"]
+        digests |= {(name, seed): digest for seed, digest in found.items()}
+        with pytest.raises(ValueError, match=f"Tags of {name}: {', '.join(seeds)}; a .safetensors file"):
+            load_model(name, "seed99")
+    assert len(set(digests.values())) == len(digests) == 6
 
 
 def test_dtypes():
@@ -88,6 +116,9 @@ def test_an_unknown_model_brings_close_names(name, close):
     ("ViT-B-32-quickgelu", "default", "no default weights.*openai.*None for random"),
     ("ViT-B-32-quickgelu", "opanai", "neither a tag of ViT-B-32-quickgelu nor a file.*openai"),
     ("birdworld-vit", "seed99", "neither a tag.*seed0, seed1"),
+    ("birdworld-vit", "rn-seed0", "neither a tag of birdworld-vit nor a file"),
+    ("birdworld-vit-224", "default", "no default weights.*Tags of birdworld-vit-224: none"),
+    ("birdworld-vit-224", "seed0", "neither a tag of birdworld-vit-224 nor a file"),
     ("ViT-B-32", "openai", "trained with QuickGELU, and ViT-B-32 computes GELU.*'ViT-B-32-quickgelu'"),
     ("ViT-B/32", "openai", "'ViT-B-32-quickgelu'"),
     ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "trained with GELU.*'ViT-B-32' instead"),

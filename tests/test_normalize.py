@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dealkit.normalize
-from dealkit.normalize import is_dead, normalize_maps
+from dealkit.normalize import OVERLAPS, is_dead, normalize_maps, overlap_per_image
 
 
 def test_the_examples_in_the_docstrings_run():
@@ -58,6 +58,31 @@ def test_normalize_gradient_by_finite_differences():
     maps = torch.rand(2, 2, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(normalize_maps, maps)
     assert torch.autograd.gradgradcheck(normalize_maps, maps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", OVERLAPS)
+def test_constant_maps_overlap_with_nothing_and_leave_the_gradient_of_others_alone(kind, dtype):
+    """Two pairs with a constant map, one of constant maps only, and one pair of live maps, which keeps its gradient."""
+    live = torch.tensor([[[0.0, 1.0], [2.0, 4.0]], [[4.0, 1.0], [0.0, 3.0]]], dtype=dtype)
+    constant = torch.stack([torch.zeros(2, 2), torch.full((2, 2), 0.3)]).to(dtype)
+    maps = torch.stack([torch.cat([live[:1], constant]), torch.cat([constant, constant[:1]]),
+                        torch.cat([constant[:1], live])]).requires_grad_()
+    values = overlap_per_image(maps, kind)
+    assert values[:2].tolist() == [0.0, 0.0] and values[2] > 0
+    values.sum().backward()
+    assert maps.grad.isfinite().all() and (maps.grad[1] == 0).all() and (maps.grad[2, 0] == 0).all()
+    assert (maps.grad[2, 1:].flatten(1).abs().sum(dim=1) > 0).all()
+
+
+def test_soft_iou_by_hand_for_each_image():
+    one = [[0.0, 1.0], [0.5, 0.25]]
+    other = [[1.0, 0.0], [0.5, 0.75]]                                    # min 0, 0, .5, .25; max 1, 1, .5, .75
+    apart = [[1.0, 0.0], [0.0, 0.0]]
+    maps = torch.tensor([[one, other], [one, one], [one, apart]], dtype=torch.float64)
+    assert overlap_per_image(maps, "soft_iou").tolist() == pytest.approx([0.75 / 3.25, 1.0, 0.0])
+    three = torch.tensor([[one, other, apart]], dtype=torch.float64)     # other and apart: 1 / 2.25
+    assert overlap_per_image(three, "soft_iou").item() == pytest.approx((0.75 / 3.25 + 0.0 + 1 / 2.25) / 3)
 
 
 @pytest.mark.parametrize("maps, error, match", [

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REPOSITORY = PROJECT["urls"]["Homepage"].removeprefix("https://")
-SPINE = ["00_tour", "01_concept_extraction", "02_entanglement_diagnosis", "03_deal_finetuning", "04_ablations"]
+SPINE = ["00_tour", "01_concept_extraction", "02_entanglement_diagnosis", "03_deal_finetuning", "04_ablations",
+         "05_spurious_correlations", "06_what_cannot_be_trusted"]
 
 WORDS_PER_LINE = 3  # of prose before a code cell, for each of its lines of code
 RUNTIME = re.compile(r"Runtime about \d+ s on \d+ cores?, peak memory \d+ MB, download: \S")

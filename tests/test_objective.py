@@ -8,9 +8,11 @@ import pytest
 import torch
 from tiny_birds import BANK, bird_resnet, bird_vlm
 
-from dealkit import DealConfig, explain
+from dealkit import ConceptBank, DealConfig, explain
 from dealkit.datasets import Birdworld
 from dealkit.losses import contrastive_loss, disentangle_loss, guard_loss, localize_loss
+from dealkit.maps import VARIABLES, contributions, to_maps
+from dealkit.presets import BIRDWORLD, BIRDWORLD_RECOMMENDED
 from dealkit.training import DealObjective, draw_captions
 
 DEAL = DealConfig(lambda_disentangle=.7, gamma_localize=.1, overlap="cosine", aggregate="max", guard=.4, lr=1e-3,
@@ -37,6 +39,13 @@ def one_batch(vlm, config=DEAL, n=6, size=80):
     ({"batch_size": 2.5}, "batch_size"), ({"epochs": 0}, "epochs"), ({"epochs": 1.5}, "epochs"), ({"seed": -1}, "seed"),
     ({"guard_share": 1.1}, "guard_share"), ({"guard_share": float("nan")}, "guard_share"),
     ({"concept_captions": -.1}, "concept_captions"), ({"category_prompt": "a bird"}, "category_prompt"),
+    ({"overlap": "iou"}, "soft_iou"), ({"localize_moves": "none"}, "'both', 'concepts', 'category'"),
+    ({"n_concepts": 1}, "n_concepts is 1; it must be a whole number >= 2"), ({"n_concepts": 2.5}, "n_concepts is 2.5"),
+    *(({name: value}, f"{name} is .* > 0, or None for a fixed weight") for name in (
+        "limit_disentangle", "limit_localize") for value in (0., -1., float("nan"), float("inf"), "1")),
+    *(({"multiplier_rate": value}, "multiplier_rate is .* > 0$") for value in (0., -1., None)),
+    *(({name: value}, rf"{name} is .*; a share lies in \[0, 1\]") for name in ("swap", "swap_keep")
+      for value in (-.1, 1.1, float("nan"))),
 ])
 def test_a_config_names_what_is_wrong_with_it(bad, word):
     with pytest.raises(ValueError, match=word):
@@ -47,10 +56,30 @@ def test_the_defaults_are_the_papers_and_zero_weights_are_legal():
     config = DealConfig()
     assert (config.lambda_disentangle, config.gamma_localize, config.lr) == (.1, .01, 5e-7)
     assert (config.overlap, config.aggregate, config.guard, config.betas) == ("product", "sum", 0., (.9, .98))
+    assert (config.localize_moves, config.n_concepts, config.swap) == ("both", None, 0.)
+    assert config.limit_disentangle is config.limit_localize is None
     control = DEAL.contrastive_only
     assert (control.lambda_disentangle, control.gamma_localize, control.guard) == (0., 0., 0.)
     changed = {name for name, value in asdict(control).items() if value != asdict(DEAL)[name]}
     assert changed == {"lambda_disentangle", "gamma_localize", "guard"}
+
+
+def test_the_control_has_no_swap_and_no_limit_and_keeps_everything_else():
+    full = replace(DEAL, swap=.5, swap_method="centre", limit_disentangle=.1, limit_localize=2., n_concepts=3)
+    control = full.contrastive_only
+    changed = {name: value for name, value in asdict(control).items() if value != asdict(full)[name]}
+    assert changed == {"lambda_disentangle": 0., "gamma_localize": 0., "guard": 0., "swap": 0.,
+                       "limit_disentangle": None, "limit_localize": None}
+    assert full.regularised and not control.regularised
+    for name in ("lambda_disentangle", "gamma_localize", "guard", "limit_disentangle", "limit_localize"):
+        assert replace(control, **{name: .1}).regularised, name            # a weight that starts at 0 may rise
+    assert not replace(control, swap=1.).regularised
+
+
+def test_the_recommended_config_is_birdworlds_and_takes_changes():
+    config = DealConfig.recommended(lr=1e-4, batch_size=24)
+    assert config == BIRDWORLD_RECOMMENDED and replace(config, swap=0.) == BIRDWORLD and config.swap > 0
+    assert DealConfig.recommended().lr == DealConfig().lr and DealConfig.recommended(swap=.25).swap == .25
 
 
 @pytest.mark.parametrize("name", ["lr", "lambda_disentangle"])
@@ -64,7 +93,8 @@ def test_a_number_in_quotes_is_named(name):
 
 @pytest.mark.parametrize("method, overlap, aggregate", [("relevance", "cosine", "max"), ("relevance", "product", "sum"),
                                                         ("gradcam", "product", "max"),
-                                                        ("gradeclip", "cosine", "max"), ("legrad", "product", "sum")])
+                                                        ("gradeclip", "cosine", "max"), ("legrad", "product", "sum"),
+                                                        ("every_exit", "soft_iou", "max")])
 def test_every_term_is_what_the_public_functions_say(method, overlap, aggregate):
     """The maps are those of each image's own concepts, explained one image at a time."""
     vlm = bird_vlm()
@@ -104,8 +134,8 @@ def moved(term, parameters) -> float:
 
 
 @pytest.mark.parametrize("term", REGULARISERS)
-@pytest.mark.parametrize("overlap, aggregate", [("product", "sum"), ("cosine", "max")])
-@pytest.mark.parametrize("tower", ["vit", "vit gradcam", "vit gradeclip", "vit legrad", "resnet"])
+@pytest.mark.parametrize("overlap, aggregate", [("product", "sum"), ("cosine", "max"), ("soft_iou", "max")])
+@pytest.mark.parametrize("tower", ["vit", "vit gradcam", "vit gradeclip", "vit legrad", "vit every_exit", "resnet"])
 def test_every_term_alone_trains_the_first_and_the_last_block(term, overlap, aggregate, tower):
     vlm = bird_resnet() if tower == "resnet" else bird_vlm()
     config = replace(DEAL, overlap=overlap, aggregate=aggregate, guard_share=1.,
@@ -121,7 +151,63 @@ def test_every_term_alone_trains_the_first_and_the_last_block(term, overlap, agg
     assert moved(terms[term], vision_parameters(vlm)[0]) > 1e-7 and moved(terms["contrastive"], text) > 1e-7
 
 
-@pytest.mark.parametrize("method", ["relevance", "gradcam", "gradeclip", "legrad"])
+@pytest.mark.parametrize("moves", ["both", "concepts", "category"])
+@pytest.mark.parametrize("method", ["relevance", "every_exit"])
+def test_the_localizing_term_moves_the_maps_that_the_config_names(moves, method):
+    """Its gradient is that with the other maps as constants; its value, and the other terms, are as ever."""
+    vlm = bird_vlm(dtype=torch.float64)
+    config = replace(DEAL, localize_moves=moves, method=method)
+    objective, (images, categories, captions, true) = one_batch(vlm, config)
+    images, parameters = images.double(), [p for p in vlm.model.parameters() if p.requires_grad]
+    terms = objective(images, categories, captions, true)
+    found = torch.autograd.grad(terms["localize"], parameters, allow_unused=True, retain_graph=True)
+    emb = torch.stack([vlm.encode_text([*BANK[c], f"a photo of a {c}"]) for c in categories])
+    split = vlm.tower.split(images, kind=VARIABLES[method])
+    maps = to_maps(contributions(split, emb, vlm.grid, create_graph=True, method=method))
+    concepts, category = maps.split([5, 1], dim=1)
+    constant = {"both": (concepts, category), "concepts": (concepts, category.data),
+                "category": (concepts.data, category)}
+    expected = localize_loss(constant[moves][0], constant[moves][1][:, 0], "max")
+    wanted = torch.autograd.grad(expected, parameters, allow_unused=True, retain_graph=True)
+    torch.testing.assert_close(terms["localize"], expected)
+    whole = torch.autograd.grad(localize_loss(concepts, category[:, 0], "max"), parameters, allow_unused=True)
+    assert sum(g is not None for g in wanted) > 20
+    for one, other in zip(found, wanted):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-12)
+    differ = any(g is not None and not torch.allclose(g, w, rtol=1e-3) for g, w in zip(found, whole))
+    assert differ == (moves != "both")
+    reference = DealObjective(vlm, BANK, replace(config, localize_moves="both"))(images, categories, captions, true)
+    weight = parameters[1]
+    for name in ("disentangle", "guard", "contrastive"):
+        torch.testing.assert_close(*(torch.autograd.grad(t[name], weight, retain_graph=True, allow_unused=True)
+                                     for t in (terms, reference)))
+
+
+def test_the_regularisers_explain_the_first_concepts_where_fewer_are_asked_for():
+    vlm = bird_vlm()
+    objective, batch = one_batch(vlm, replace(DEAL, n_concepts=3))
+    short = ConceptBank("short", {category: concepts[:3] for category, concepts in BANK.items()})
+    expected = DealObjective(vlm, short, DEAL)(*batch)
+    terms, whole = objective(*batch), DealObjective(vlm, BANK, DEAL)(*batch)
+    for name in ("contrastive", *REGULARISERS):
+        assert torch.allclose(terms[name], expected[name], rtol=1e-5), name
+    assert not torch.allclose(terms["disentangle"], whole["disentangle"], rtol=1e-3)
+    every = DealObjective(vlm, BANK, replace(DEAL, n_concepts=5))(*batch)
+    assert torch.equal(every["total"], whole["total"])
+    with pytest.raises(ValueError, match="n_concepts is 6, and the shortest list of the bank has 5; .*ask for fewer"):
+        DealObjective(vlm, BANK, replace(DEAL, n_concepts=6))
+
+
+def test_a_method_of_the_swap_that_there_is_not_stops_before_any_step():
+    with pytest.raises(ValueError, match="unknown method 'magic'; this tower"):
+        DealObjective(bird_vlm(), BANK, replace(DEAL, swap=.5, swap_method="magic"))
+    with pytest.raises(ValueError, match="'every_exit' does not apply to this tower, ModifiedResNet; it has gradcam"):
+        DealObjective(bird_resnet(), BANK, replace(DEAL, swap_method="every_exit"))
+
+
+@pytest.mark.parametrize("method", ["relevance", "gradcam", "gradeclip", "legrad", "every_exit"])
 def test_the_embedding_and_all_maps_come_from_one_pass_through_the_trunk(method):
     vlm, calls = bird_vlm(), []
     objective, batch = one_batch(vlm, replace(DEAL, method=method))

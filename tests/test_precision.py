@@ -25,11 +25,12 @@ def maps_in(precision: str, vlm, method: str, images, text_emb):
     with autocast(vlm.device, precision):
         split = vlm.tower.split(images, kind=VARIABLES[method])
     split = in_float32(split, precision)
-    return F.normalize(split.head(split.variable), dim=-1), to_maps(contributions(split, text_emb, vlm.grid, True))
+    return F.normalize(split.head(split.variable), dim=-1), to_maps(
+        contributions(split, text_emb, vlm.grid, True, method))
 
 
 @pytest.mark.parametrize("precision", HALVES)
-@pytest.mark.parametrize("method", ["relevance", "gradcam", "gradeclip", "legrad"])
+@pytest.mark.parametrize("method", ["relevance", "gradcam", "gradeclip", "legrad", "every_exit"])
 def test_maps_and_embeddings_under_autocast_are_those_of_float32(precision, method):
     vlm = bird_vlm()
     images = Birdworld(n=8).batch(range(8))["image"]

@@ -11,7 +11,7 @@ import torch
 
 import dealkit
 from dealkit import presets
-from dealkit.presets import BATCH_SIZES, BIRDWORLD, PHOTOGRAPHS, PRESETS
+from dealkit.presets import BATCH_SIZES, BIRDWORLD, BIRDWORLD_PAPER, BIRDWORLD_RECOMMENDED, PHOTOGRAPHS, PRESETS
 
 
 @pytest.fixture
@@ -70,6 +70,23 @@ def test_birdworld_is_drawn_at_the_size_that_the_model_takes():
     assert setup.config == replace(BIRDWORLD, gamma_localize=BIRDWORLD.gamma_localize * 100 / 196)
     assert dealkit.preset("birdworld", device="cpu").config == BIRDWORLD
     assert dealkit.explain(setup.vlm, setup.test[0]["image"][None], ["red head"]).shape == (1, 1, 14, 14)
+
+
+def test_birdworld_comes_with_a_resnet_too():
+    setup = dealkit.preset("birdworld", device="cpu", model="birdworld-rn")
+    assert setup.vlm.tower.family == "ModifiedResNet" and setup.vlm.grid == (5, 5)
+    assert setup.train.size == setup.test.size == 160 and setup.test[0]["image"].shape == (3, 160, 160)
+    assert setup.config == replace(BIRDWORLD, gamma_localize=BIRDWORLD.gamma_localize * 100 / 25)
+
+
+def test_the_forms_of_birdworld_take_the_same_steps_and_differ_where_they_say():
+    """So that a difference between two rows of a table is one of the objective: 2,400 birds, 100 steps."""
+    for config in (BIRDWORLD, BIRDWORLD_RECOMMENDED, BIRDWORLD_PAPER, BIRDWORLD.contrastive_only):
+        assert (config.lr, config.epochs, config.batch_size) == (1e-4, 1, 24)
+    assert len(dealkit.preset("birdworld", device="cpu").train) == 100 * BIRDWORLD.batch_size
+    assert BIRDWORLD == replace(BIRDWORLD_RECOMMENDED, swap=0.) != BIRDWORLD_RECOMMENDED
+    assert (BIRDWORLD_PAPER.overlap, BIRDWORLD_PAPER.aggregate, BIRDWORLD_PAPER.guard) == ("product", "sum", 0.)
+    assert not BIRDWORLD_PAPER.stop_text_gradient and BIRDWORLD_PAPER.swap == 0.
 
 
 @pytest.mark.parametrize("name", ["imagenet", "waterbirds"])

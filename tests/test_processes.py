@@ -28,6 +28,11 @@ GRADIENTS = {
     "contrastive": {"n": 5, "config": {"lambda_disentangle": 0., "gamma_localize": 0., "guard": 0.}},
 }
 GRADIENTS = {name: {"do": "gradients"} | job for name, job in GRADIENTS.items()}
+MOVING = {
+    "limited": {"config": {"limit_disentangle": .2, "limit_localize": 4., "multiplier_rate": .5}},
+    "swapped": {"config": {"swap": .8}},
+}
+MOVING = {name: {"do": "tune", "n": 15} | job for name, job in MOVING.items()}
 
 
 @pytest.mark.parametrize("total, processes", [(8, 2), (7, 2), (1, 2), (5, 4), (3, 4), (256, 8)])
@@ -54,7 +59,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pair(folder):
     """What two processes found: one launch, because starting Python takes longer than all of the jobs."""
-    jobs = GRADIENTS | {
+    jobs = GRADIENTS | MOVING | {
         "whole": {"do": "tune", "n": 15, "out_dir": str(folder / "run"), "workers": 1},
         "resumed": {"do": "tune", "n": 15, "out_dir": str(folder / "dead"), "resume": True},
         "refused": {"do": "tune", "n": 15, "out_dir": str(folder / "file")}}
@@ -96,6 +101,26 @@ def test_two_processes_go_on_with_a_run_of_one(pair, alone):
     for name in alone.keys() - {"rows", "warned"}:
         assert torch.equal(one[name], other[name]), name
         torch.testing.assert_close(one[name], alone[name], rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_look_for_a_constraint_see_the_whole_batch(pair):
+    """And so are those of one process, in both."""
+    expected, (one, other) = tune(MOVING["limited"]), (found["limited"] for found in pair)
+    assert expected["history"].shape[1] == 10 and expected["history"][:, -2].unique().numel() == 6
+    for name in expected.keys() - {"rows", "warned"}:
+        assert torch.equal(one[name], other[name]), name
+        torch.testing.assert_close(one[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_swap_in_two_processes_is_one_run_and_not_that_of_one_process(pair, alone):
+    """Each exchanges within its own share, from donors of its own; the weights stay the same in both."""
+    one, other = (found["swapped"] for found in pair)
+    for name in one.keys() - {"rows", "warned"}:
+        assert torch.equal(one[name], other[name]), name
+    expected = tune(MOVING["swapped"])["history"]
+    assert one["history"].isfinite().all() and one["history"].shape == expected.shape
+    for another in (expected, alone["history"]):
+        assert not torch.allclose(one["history"], another, rtol=1e-3)
 
 
 def test_what_the_first_process_cannot_do_stops_all(pair):

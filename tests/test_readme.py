@@ -14,28 +14,25 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def study() -> pd.DataFrame:
-    return pd.read_csv(ROOT / "data" / "birdworld" / "study.csv")
+FOLDER = ROOT / "data" / "birdworld"
+TABLES = runpy.run_path(str(FOLDER / "tables.py"))
 
 
-def test_table_is_the_one_of_the_study(study):
-    script = runpy.run_path(str(ROOT / "data" / "birdworld" / "study.py"))
-    block = re.search(r"<!-- table:.*?-->\n(.*?)\n<!-- end of table -->", README, re.DOTALL).group(1)
-    assert block == script["readme_table"](study)
+def runs_of(name: str) -> pd.DataFrame:
+    return pd.read_csv(FOLDER / f"{name}.csv")
 
 
-def test_table_of_methods_is_the_one_of_the_study():
-    table = pd.read_csv(ROOT / "data" / "birdworld" / "methods.csv")
-    script = runpy.run_path(str(ROOT / "data" / "birdworld" / "study.py"))
-    assert table.groupby(["method", "row"]).size().unstack()[["contrastive only", "DEAL"]].eq(4).all(axis=None)
-    block = re.search(r"<!-- methods:.*?-->\n(.*?)\n<!-- end of methods -->", README, re.DOTALL).group(1)
-    assert block == script["methods_table"](table)
-    means = table.groupby(["method", "row"])[["pointing_game", "overlap_cosine"]].mean()
-    pretrained, deal = means.loc["every_exit", "pretrained"], means.loc["relevance", "DEAL"]
-    assert f"in {pretrained['pointing_game']:.0%}".replace("%", " %") in README
-    assert f"an overlap of {pretrained['overlap_cosine']:.2f}".replace("0.", ".") in README
-    assert f"do in {deal['pointing_game']:.0%}".replace("%", " %") in README
+@pytest.mark.parametrize("name", ["table", "methods", "spurious", "heldout"])
+def test_a_table_is_the_one_of_the_study(name):
+    block = re.search(rf"<!-- {name}:.*?-->\n(.*?)\n<!-- end of {name} -->", README, re.DOTALL).group(1)
+    assert block == TABLES["all_tables"](FOLDER)[name]
+
+
+def test_tables_go_to_their_places_and_nowhere_else():
+    text = "a\n<!-- one: made -->\nold\nolder\n<!-- end of one -->\nb\n"
+    assert TABLES["into_readme"](text, {"one": "new"}) == "a\n<!-- one: made -->\nnew\n<!-- end of one -->\nb\n"
+    with pytest.raises(ValueError, match="one line <!-- two:"):
+        TABLES["into_readme"](text, {"two": "new"})
 
 
 def test_table_of_cost_is_the_one_of_the_bench():
@@ -74,13 +71,23 @@ def test_table_of_steps_is_the_one_of_the_bench():
     assert not missed or all(f"`{name}` was missed" in README for name in missed)
 
 
-def test_study_has_every_row_on_every_seed(study):
-    script = runpy.run_path(str(ROOT / "data" / "birdworld" / "study.py"))
-    trained = {name for name, config in script["ROWS"].items() if config is not None}
-    counts = study.groupby("row")[["pretrained", "seed"]].apply(lambda rows: len(rows.drop_duplicates()))
-    assert (counts[list(trained)] >= 4).all()
-    assert {"pretrained", *script["CONTROLS"]} <= set(study["row"])
-    assert study["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all()
+def test_every_table_has_every_row_on_every_seed():
+    """Six pairs of seeds in the ablations and on the held-out seeds, four elsewhere; and a commit that made them."""
+    script = runpy.run_path(str(FOLDER / "study.py"))
+    trained = {name for name, (config, _) in script["ROWS"].items() if config is not None}
+    trained |= set(script["RESNETS"])
+    study, heldout, spurious, methods = (runs_of(name) for name in ("study", "heldout", "spurious", "methods"))
+    seeds = lambda table, by="row": table.groupby(by)[["pretrained", "seed"]].apply(      # noqa: E731
+        lambda rows: len(rows.drop_duplicates()))
+    assert set(seeds(study).index) == {*trained, "pretrained", *script["CONTROLS"]} and (seeds(study)[list(trained)] == 6).all()
+    assert (seeds(heldout).drop("pretrained") == 6).all() and set(heldout["pretrained"]) == {"seed2", "seed3"}
+    assert not set(heldout["seed"]) & {0, 1, 2, 100, 101}, "no seed that anything was chosen with"
+    assert (seeds(spurious, ["row", "correlation"]) == 4).all() and set(spurious["correlation"]) == {.5, .8, 1.}
+    assert seeds(methods, ["method", "row"]).unstack()[["contrastive only", "DEAL", "recommended"]].eq(4).all(axis=None)
+    for name in (*script["TABLES"], ):
+        assert runs_of(name)["commit"].str.fullmatch(r"[0-9a-f]{7,40}").all()
+    # what the ablations do not need is not in them: the choice saw no mask
+    assert runs_of("choice")["mass_in_mask"].isna().all() and runs_of("choice")["pointing_game"].isna().all()
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!https?://)([^)#]+)", README))

@@ -17,7 +17,8 @@ from dealkit.training import DealObjective, draw_captions
 
 DEAL = DealConfig(lambda_disentangle=.7, gamma_localize=.1, overlap="cosine", aggregate="max", guard=.4, lr=1e-3,
                   batch_size=8)
-TOWERS = [("vit", "relevance"), ("vit", "gradcam"), ("vit", "gradeclip"), ("vit", "legrad"), ("resnet", "gradcam")]
+TOWERS = [("vit", "relevance"), ("vit", "gradcam"), ("vit", "gradeclip"), ("vit", "legrad"),
+          ("vit", "every_exit"), ("resnet", "gradcam")]
 
 
 def backward(vlm: VLM, **changes) -> tuple[dict[str, torch.Tensor], int]:

@@ -95,12 +95,12 @@ def test_gradeclip_is_its_formula_in_the_stock_tower(reader):
     assert alive(maps)
 
 
-def test_legrad_is_the_gradient_in_stock_towers_that_end_at_each_block(reader):
+def test_methods_of_every_block_are_gradients_in_stock_towers_that_end_at_each_block(reader):
     """A tower that ends at a block: a copy of the stock tower without the blocks behind it."""
     visual = reader.model.visual
     images, texts = tower_images(visual), tower_texts(reader, 2)
-    maps = dealkit.explain(reader, images, texts, method="legrad")
-    expected = torch.zeros_like(maps)
+    maps = {method: dealkit.explain(reader, images, texts, method=method) for method in ("legrad", "every_exit")}
+    expected = {method: torch.zeros_like(m) for method, m in maps.items()}
     for depth in range(1, len(blocks_of(visual)) + 1):
         short = copy.deepcopy(visual)
         owner, name = (short.trunk, "blocks") if isinstance(short, TimmModel) else (short.transformer, "resblocks")
@@ -109,10 +109,12 @@ def test_legrad_is_the_gradient_in_stock_towers_that_end_at_each_block(reader):
                 else nn.ModuleList(list(getattr(owner, name))[:depth]))
         embedding, call = watched(short, images)
         for number, text in enumerate(texts):
-            rows = gradient(embedding, text, call["attention"])[0][:, :, 0]
-            expected[:, number] += patches(reader, rows.clamp(min=0).mean(dim=1)).detach() / 3
-    torch.testing.assert_close(maps, expected)
-    assert alive(maps)
+            slopes = gradient(embedding, text, call["attention"])[0][:, :, 0]
+            for method, rows in (("legrad", slopes), ("every_exit", slopes * call["attention"][:, :, 0])):
+                expected[method][:, number] += patches(reader, rows.clamp(min=0).mean(dim=1)).detach() / 3
+    for method, found in maps.items():
+        torch.testing.assert_close(found, expected[method])
+        assert alive(found)
 
 
 def feature_layer(visual: nn.Module) -> nn.Module:

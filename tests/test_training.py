@@ -37,7 +37,7 @@ def test_detached_maps_train_exactly_like_contrastive_only_and_deal_does_not():
     assert table.contrastive[0] == other.contrastive[0] and table.contrastive[3] != other.contrastive[3]
 
 
-@pytest.mark.parametrize("method", ["relevance", "gradeclip", "legrad"])
+@pytest.mark.parametrize("method", ["relevance", "gradeclip", "legrad", "every_exit"])
 def test_deal_lowers_the_overlap_that_contrastive_only_leaves(method):
     config = replace(DEAL, guard=0., gamma_localize=0., epochs=5, method=method)
     _, deal = run(config, n=16)
