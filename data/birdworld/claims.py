@@ -5,7 +5,7 @@ The rows of data/claims.csv whose source is "Birdworld" say for every figure in 
 runs; empty for all), `our_row`, `metric`, and `statistic`:
 
     mean         over the runs of the row
-    difference   to the row `baseline`, pair by pair; `low` and `high` are the ends of its 95 % interval
+    difference   to the row `baseline`, pair by pair; low, high: an end of its 95 % interval
     relative     that difference over the baseline's mean
     ratio        the row's mean over the mean of the row `baseline`
 
@@ -43,7 +43,8 @@ def recomputed(claim: pd.Series) -> dict[str, float]:
     lines = paired_differences(runs, claim["baseline"], [claim["metric"]]).set_index("row")
     line = lines.loc[claim["our_row"], ["mean", "low", "high"]] / (
         means[claim["baseline"]] if claim["statistic"] == "relative" else 1)
-    return dict(zip(("ours", "low", "high"), line))
+    found = dict(zip(("ours", "low", "high"), line))
+    return found | {"ours": found[claim["statistic"]]} if claim["statistic"] in ("low", "high") else found
 
 
 def commit_of(table: str) -> str:

@@ -228,7 +228,7 @@ def method_cell(row: str, config, pretrained: str, seed: int, n: int | None = No
 
 def methods(processes: int | None) -> pd.DataFrame:
     """DEAL trains through one method; do the others see the change? One line a model and method."""
-    rows = {"pretrained": None, "contrastive only": CONTRASTIVE, "DEAL": DEAL, "recommended": RECOMMENDED}
+    rows = {"pretrained": None, "contrastive only": CONTRASTIVE, "DEAL": DEAL}
     wide = run_study(rows, cache=cache("methods"), processes=processes, run=method_cell)
     long = wide.melt(["row", "pretrained", "seed"])
     long[["method", "metric"]] = long["variable"].str.split(" ", expand=True)

@@ -74,7 +74,8 @@ def methods_table(table: pd.DataFrame) -> str:
 def all_correlations(spurious: pd.DataFrame, study: pd.DataFrame) -> pd.DataFrame:
     """The runs of spurious.csv and, at the preset's correlation of .95, the same rows and seeds of study.csv."""
     same = study[study["row"].isin(spurious["row"]) & study["seed"].isin(spurious["seed"])]
-    return pd.concat([spurious, same.assign(correlation=.95)], ignore_index=True)
+    same = pd.concat([same, pd.Series(.95, same.index, name="correlation")], axis=1)
+    return pd.concat([spurious, same], ignore_index=True)
 
 
 def spurious_table(spurious: pd.DataFrame, study: pd.DataFrame) -> str:
