@@ -18,7 +18,7 @@ test: export HF_HUB_OFFLINE = 1  # no test fetches weights; notebook 02 does wit
 test: $(READY)  ## unit tests, then every notebook, its marked outputs compared with the committed ones
 	$(PY) -m pytest $(NBVAL) tests notebooks
 
-study: $(READY)  ## every table over seeds, anew (MINUTES); goes on where it was, "make clean study" begins with nothing
+study: $(READY)  ## every table over seeds, anew (about 90 minutes on two cores beside other jobs); goes on where it was, "make clean study" begins with nothing
 	$(PY) data/birdworld/study.py
 	$(PY) data/birdworld/claims.py
 

@@ -138,6 +138,7 @@ def intervals(differences: pd.DataFrame, metrics_shown: list[str], titles: list[
         axis.plot(part["mean"], y, "o", color=sns.color_palette("colorblind")[0], markersize=5)
         axis.set_title(title, fontsize=9)
         axis.tick_params(labelsize=8)
+        axis.locator_params(axis="x", nbins=4)                   # more labels would run into each other
     axes[0, 0].set_yticks(range(len(rows)), rows)
     axes[0, 0].invert_yaxis()
     return fig

@@ -324,4 +324,6 @@ def test_a_figure_comes_out_again(name):
 
 def test_the_detached_rows_are_contrastive_only_bit_for_bit():
     runs = study().set_index(["row", "pretrained", "seed"]).drop(columns=["commit", "versions"])
-    pd.testing.assert_frame_equal(runs.loc["detached"], runs.loc["contrastive only"], check_exact=True)
+    detached = runs.loc["detached"].dropna(axis=1)                # without insertion, which most rows do without
+    assert len(detached.columns) > 30 and len(detached) == 6
+    pd.testing.assert_frame_equal(detached, runs.loc["contrastive only", detached.columns], check_exact=True)

@@ -9,8 +9,8 @@ runs; empty for all), `our_row`, `metric`, and `statistic`:
     relative     that difference over the baseline's mean
     ratio        the row's mean over the mean of the row `baseline`
 
-This script writes `ours`, `low` and `high`, and the commit of the table; a figure may differ from `ours` (times `scale`)
-by `tolerance`, which is half a unit of its last digit. tests/test_claims.py fails where prose and tables drift apart.
+This script writes `ours`, `low` and `high`, and the commit of the table; a figure may differ from `ours` (times
+`scale`) by `tolerance`, which is half a unit of its last digit. tests/test_claims.py fails where prose and tables drift apart.
 """
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ All of them (`make study` does the same), or those that are named, into data/bir
     methods     the same models, seen through every method of explanation
 
 Finished cells are kept in build/study/, so a killed run goes on where it was; delete that folder to begin with nothing.
-At the end the tables of README.md are written anew; `--tables` does only that, and `--picture` draws its picture. The test split is read once, at the end.
+At the end the tables of README.md are written anew; `--tables` does only that, and `--picture` draws its picture. The
+test split is read once, at the end.
 """
 from __future__ import annotations
 
@@ -118,7 +119,7 @@ VALIDATION = {"split": "validation", "masks": False, "insertion_images": 0, "tes
 
 
 def cache(name: str, checkpoints: str = "seed*") -> Path:
-    """The folder of a table's finished cells. Cells of other checkpoints are no cells of these: it has their checksum."""
+    """The folder of a table's finished cells: named after the checkpoints, for cells of others are no cells of these."""
     content = b"".join(path.read_bytes() for path in sorted(HERE.glob(f"{checkpoints}.safetensors")))
     return HERE.parents[1] / "build" / "study" / hashlib.sha256(content).hexdigest()[:8] / name
 

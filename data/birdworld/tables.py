@@ -1,4 +1,4 @@
-"""The README's tables, made from the tables over seeds. `python data/birdworld/study.py --tables` brings the README in step."""
+"""The README's tables, made from the tables over seeds. `study.py --tables` brings the README in step."""
 from __future__ import annotations
 
 from pathlib import Path
