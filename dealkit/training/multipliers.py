@@ -20,7 +20,8 @@ class Multipliers:
 
     They depend on the history alone, so that a resumed run has those of an uninterrupted one.
 
-    Source: DEAL, the relaxation of its constrained form; dual ascent, e.g. Boyd and Vandenberghe, 2004, section 5.9.
+    Source: DEAL, the relaxation of its constrained form; one step of ascent on the multipliers for each step of
+    descent on the weights (Arrow, Hurwicz and Uzawa, 1958); compare dual ascent, Boyd et al., 2011, section 2.1.
     """
 
     def __init__(self, config: DealConfig):

@@ -1,9 +1,9 @@
-"""Exchange what surrounds the concepts: explanations as masks, so that a background stops to tell the category.
+"""Exchange what surrounds the concepts: explanations as masks, so that a background stops telling the category.
 
 The regularisers of DEAL act on what the last layers look at. What a background tells has by then been mixed into the
-tokens, and no penalty on a map takes it out again. This acts on the images: where no concept of an image is seen, its
-pixels come from other images of the batch, and so the background says nothing about the caption. It needs no masks and
-no labels of backgrounds, only maps that are good enough.
+tokens, and a penalty on the last block's map was not seen to take it out again. This acts on the images: where no
+concept of an image is seen, its pixels come from other images of the batch, and so the background says less about the
+caption. It needs no masks and no labels of backgrounds, only maps that are good enough.
 """
 from __future__ import annotations
 
