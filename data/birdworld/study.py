@@ -254,7 +254,7 @@ def picture() -> None:
     models, mass = {"before": setup.vlm}, {}
     for name in ("contrastive only", "DEAL"):
         models[name] = dealkit.preset("birdworld").vlm
-        dealkit.finetune(models[name], setup.train, setup.bank, ROWS[name])
+        dealkit.finetune(models[name], setup.train, setup.bank, HEADLINE[name])
         mass[name] = image_table(models[name], setup.test, setup.bank, insertion_images=0)["mass_in_mask"]
     gain = (mass["DEAL"] - mass["contrastive only"]).sort_values()
     bird = gain.index[len(gain) // 2]
