@@ -9,7 +9,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --nbval-kernel
 # Threads that wait do not spin: beside other work on the machine, tests and notebooks are several times faster.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: tutorial test study lab clean help
+.PHONY: tutorial test study colab lab clean help
 
 tutorial: $(READY)  ## run all notebooks, in order, into build/ (the default)
 	$(PY) notebooks/run.py
@@ -21,6 +21,9 @@ test: $(READY)  ## unit tests, then every notebook, its marked outputs compared 
 study: $(READY)  ## every table over seeds, anew (about 90 minutes on two cores beside other jobs); goes on where it was, "make clean study" begins with nothing
 	$(PY) data/birdworld/study.py
 	$(PY) data/birdworld/claims.py
+
+colab: $(READY)  ## badge and first cell of every notebook from pyproject.toml; REPO=owner/name moves all addresses there
+	$(PY) notebooks/colab.py $(if $(REPO),--repo "$(REPO)")
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb

@@ -8,7 +8,9 @@ from dealkit.models import VLM, load_model
 from dealkit.presets import preset
 from dealkit.training import DealConfig, finetune
 
+from dealkit import check  # last: the checks of the exercises use all the others
+
 __version__ = "0.1.0"
-__all__ = ["VLM", "ConceptBank", "DealConfig", "check_concepts", "contrastive_loss", "disentangle_loss", "evaluate",
-           "explain", "extract_concepts", "finetune", "guard_loss", "load_concepts", "load_model", "localize_loss",
-           "metrics", "normalize_maps", "preset"]
+__all__ = ["VLM", "ConceptBank", "DealConfig", "check", "check_concepts", "contrastive_loss", "disentangle_loss",
+           "evaluate", "explain", "extract_concepts", "finetune", "guard_loss", "load_concepts", "load_model",
+           "localize_loss", "metrics", "normalize_maps", "preset"]

@@ -5,6 +5,7 @@ share one perceptually uniform scale from 0 to 1 (each map is min-max normalised
 """
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
 from io import BytesIO
 from textwrap import wrap
@@ -15,8 +16,9 @@ import pandas as pd
 import PIL.Image
 import seaborn as sns
 import torch.nn.functional as F
-from IPython.display import Image, display
+from IPython.display import display
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from dealkit import metrics
@@ -24,11 +26,20 @@ from dealkit.maps import normalize_maps
 
 CMAP = "magma"
 OUTLINE = "#35d0ff"            # of the true mask: light blue, which magma does not contain
+OPACITY = 0.65                 # of a map over its image: light and dark stay apart in greyscale on any image
 
 
-def show(fig: Figure, alt: str, dpi: int = 80, dither: bool = False) -> None:
-    """Display a figure as PNG with `alt` as its text alternative, and close it; dither: see `png`."""
-    display(Image(data=png(fig, dpi, dither), format="png", alt=alt))
+def show(fig: Figure | bytes | memoryview, alt: str, dpi: int = 80, dither: bool = False) -> None:
+    """Display a figure as PNG, or a PNG file as it is, with `alt` as its text alternative; closes the figure.
+
+    Args:
+        fig: a figure, or the bytes of a PNG (a widget's picture, for instance).
+        alt: what the picture shows, for those who cannot see it.
+        dpi: pixels for each inch of a figure. dither: see `png`.
+    """
+    data = png(fig, dpi, dither) if isinstance(fig, Figure) else bytes(fig)     # a widget holds a memoryview
+    # not IPython's Image: in Colab's IPython 7 it has no place for the alternative
+    display({"image/png": b64encode(data).decode(), "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
 
 
 def png(fig: Figure, dpi: int = 80, dither: bool = False) -> bytes:
@@ -77,9 +88,10 @@ def map_grid(images: Sequence[Tensor], maps: Sequence[Tensor], concepts: list[li
         for j in range(k):
             axis = axes[i, j + 1]
             axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
-            picture = axis.imshow(fine[j].numpy(), cmap=CMAP, vmin=0, vmax=1, alpha=.6)
+            picture = axis.imshow(fine[j].numpy(), cmap=CMAP, vmin=0, vmax=1, alpha=OPACITY)
             if masks is not None and masks[i][j].any():
-                axis.contour(masks[i][j].cpu().numpy(), levels=[.5], colors=OUTLINE, linewidths=1.2)
+                outline = axis.contour(masks[i][j].cpu().numpy(), levels=[.5], colors=OUTLINE, linewidths=1.2)
+                outline.set(path_effects=[withStroke(linewidth=2.6, foreground="black")])   # seen on bright maps too
             if i == 0 or concepts[i] != concepts[0]:
                 axis.set_title(_label(concepts[i][j]), fontsize=9)
     for axis in axes.flat:
@@ -140,7 +152,7 @@ def intervals(differences: pd.DataFrame, metrics_shown: list[str], titles: list[
         axis.tick_params(labelsize=8)
         axis.locator_params(axis="x", nbins=4)                   # more labels would run into each other
     axes[0, 0].set_yticks(range(len(rows)), rows)
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(rows) - .5, -.5)                     # the first row on top, and no marker cut in half
     return fig
 
 

@@ -2,6 +2,7 @@
 
     python notebooks/run.py                    all of them, into build/
     python notebooks/run.py 00 03_deal         only these (the beginning of a name is enough)
+    python notebooks/run.py solutions/03       one of a folder; "solutions/" runs all that are in it
     python notebooks/run.py -p PRESET cub      with another value for a parameter
     python notebooks/run.py --update           and write the outputs back into notebooks/, ready to commit
 """
@@ -22,6 +23,7 @@ import nbformat
 import papermill
 import psutil
 from nbclient.exceptions import DeadKernelError
+from strip import write
 
 NOTEBOOKS = Path(__file__).resolve().parent
 BUILD = NOTEBOOKS.parent / "build"
@@ -62,15 +64,19 @@ def cores() -> int:
 
 
 def select(names: list[str]) -> list[Path]:
-    """The notebooks whose names begin with one of `names` (all of them when there are none), in order."""
-    every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    """The notebooks whose names begin with one of `names`, in order; the numbered ones when there are no names."""
+    known = [path.relative_to(NOTEBOOKS).as_posix().removesuffix(".ipynb")
+             for path in sorted(NOTEBOOKS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
+    every = [name for name in known if "/" not in name]
     if not every:
         sys.exit(f"There are no notebooks in {NOTEBOOKS}.")
-    wanted = [Path(name).name.removesuffix(".ipynb") for name in names]
-    unknown = [name for name in wanted if not any(path.stem.startswith(name) for path in every)]
+    wanted = [name.removeprefix("notebooks/").removesuffix(".ipynb") for name in names]
+    unknown = [name for name in wanted if not any(one.startswith(name) for one in known)]
     if unknown:
-        sys.exit(f"No notebook is called {', '.join(unknown)}. There are: {', '.join(path.stem for path in every)}.")
-    return [path for path in every if not wanted or path.stem.startswith(tuple(wanted))]
+        sys.exit(f"No notebook is called {', '.join(unknown)}. There are: {', '.join(every)}, and in folders "
+                 f"{', '.join(name for name in known if '/' in name)}.")
+    return [NOTEBOOKS / f"{name}.ipynb" for name in (known if wanted else every)
+            if not wanted or name.startswith(tuple(wanted))]
 
 
 def read_parameters(pairs: list[list[str]], paths: list[Path]) -> dict:
@@ -88,23 +94,25 @@ def read_parameters(pairs: list[list[str]], paths: list[Path]) -> dict:
     return parameters
 
 
-def run(path: Path, parameters: dict, cwd: Path) -> dict:
-    """Execute one notebook into build/ and return a row of the table."""
-    row = {"notebook": path.stem, "status": "ok", "cores": cores()}
+def run(path: Path, parameters: dict, cwd: Path | None) -> dict:
+    """Execute one notebook into build/, in `cwd` or in its own folder, and return a row of the table."""
+    name, built = path.relative_to(NOTEBOOKS).with_suffix("").as_posix(), BUILD / path.relative_to(NOTEBOOKS)
+    built.parent.mkdir(parents=True, exist_ok=True)
+    row = {"notebook": name, "status": "ok", "cores": cores()}
     start = time.perf_counter()
     with PeakMemory() as memory:
         try:
             papermill.execute_notebook(
-                str(path), str(BUILD / path.name), parameters, kernel_name="python3", cwd=str(cwd),
-                progress_bar={"desc": path.stem}, start_timeout=300,
+                str(path), str(built), parameters, kernel_name="python3", cwd=str(cwd or path.parent),
+                progress_bar={"desc": name}, start_timeout=300,
                 extra_arguments=["--log-level=ERROR"],
             )
         except papermill.PapermillExecutionError as error:
             row["status"] = "FAILED"
-            print(f"\n{path.stem}, cell {error.exec_count}:\n{error.source}\n{error}", file=sys.stderr, flush=True)
+            print(f"\n{name}, cell {error.exec_count}:\n{error.source}\n{error}", file=sys.stderr, flush=True)
         except DeadKernelError as error:
             row["status"] = "FAILED"
-            print(f"\n{path.stem}: {error}. Was there enough memory?", file=sys.stderr, flush=True)
+            print(f"\n{name}: {error}. Was there enough memory?", file=sys.stderr, flush=True)
     return row | {"seconds": round(time.perf_counter() - start, 1), "peak_memory_mb": round(memory.peak / 1e6)}
 
 
@@ -145,8 +153,15 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def update(path: Path, row: dict) -> None:
-    """Write the executed notebook back, with the measured figures in the cell tagged `runtime`."""
-    notebook = clean(nbformat.read(BUILD / path.name, as_version=4))
+    """Write the executed notebook back; a numbered one with the measured figures in its cell tagged `runtime`."""
+    notebook = clean(nbformat.read(BUILD / path.relative_to(NOTEBOOKS), as_version=4))
+    if path.parent == NOTEBOOKS:
+        state_runtime(notebook, path, row)
+    write(notebook, path)
+
+
+def state_runtime(notebook: nbformat.NotebookNode, path: Path, row: dict) -> None:
+    """Put what the run has cost into the line at the top."""
     seconds = max(1, int(float(f"{row['seconds']:.2g}")))  # two digits: enough to plan with, and it seldom changes
     figures = (f"Runtime about {seconds} s on {row['cores']} core{'s' * (row['cores'] > 1)}, "
                f"peak memory {round(row['peak_memory_mb'], -1)} MB")
@@ -155,11 +170,6 @@ def update(path: Path, row: dict) -> None:
         sys.exit(f"{path.stem} needs one markdown cell tagged 'runtime' with the line "
                  "'Runtime about ? s on ? cores, peak memory ? MB, download: none.'")
     headers[0].source = RUNTIME.sub(figures, headers[0].source)
-    nbformat.validate(notebook)
-    text = nbformat.writes(notebook).rstrip("\n") + "\n"
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, path)
 
 
 def report(rows: list[dict]) -> None:
@@ -187,7 +197,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="notebooks to run; default: all")
     parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--update", action="store_true", help="write the cleaned outputs back into notebooks/")
-    parser.add_argument("--cwd", type=Path, default=NOTEBOOKS, help="folder to run in; default: that of the notebooks")
+    parser.add_argument("--cwd", type=Path, help="folder to run in; default: that of the notebook")
     options = parser.parse_args()
     if options.update and options.parameter:
         parser.error("--update commits the outputs of the default parameters: leave out -p")

@@ -141,7 +141,7 @@ def test_make_names_the_pythons_it_can_use(folder, python):
 @needs_make
 def test_make_help_lists_the_targets(folder):
     listed = [line.split()[1] for line in make(folder, "help").stdout.splitlines()]
-    assert listed == ["tutorial", "test", "study", "lab", "clean", "help"]
+    assert listed == ["tutorial", "test", "study", "colab", "lab", "clean", "help"]
 
 
 # --- the package ------------------------------------------------------------------------------------------------------
