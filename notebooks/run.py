@@ -170,6 +170,10 @@ def state_runtime(notebook: nbformat.NotebookNode, path: Path, row: dict) -> Non
         sys.exit(f"{path.stem} needs one markdown cell tagged 'runtime' with the line "
                  "'Runtime about ? s on ? cores, peak memory ? MB, download: none.'")
     headers[0].source = RUNTIME.sub(figures, headers[0].source)
+    guide = NOTEBOOKS / "README.md"  # its table of the notebooks has the seconds, too
+    lines = [re.sub(r"\| \d+ s \|", f"| {seconds} s |", line) if f"]({path.name})" in line else line
+             for line in guide.read_text(encoding="utf-8").split("\n")]
+    guide.write_text("\n".join(lines), encoding="utf-8", newline="\n")
 
 
 def report(rows: list[dict]) -> None:

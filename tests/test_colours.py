@@ -114,7 +114,8 @@ def test_show_says_what_the_picture_shows(kind, monkeypatch):
     """The same bundle from a figure and from a widget's picture, in the form that every IPython from 7 on displays."""
     shown, file = [], plots.png(plt.figure(figsize=(1, 1)))
     monkeypatch.setattr(plots, "display", lambda *data, **options: shown.append((*data, options)))
-    plots.show({"figure": plt.figure(figsize=(1, 1)), "bytes": file, "memoryview": memoryview(file)}[kind], alt="nothing")
+    given = plt.figure(figsize=(1, 1)) if kind == "figure" else {"bytes": bytes, "memoryview": memoryview}[kind](file)
+    plots.show(given, alt="nothing")
     ((data, options),) = shown
     assert base64.b64decode(data["image/png"]) == file and data["text/plain"] == "nothing"
     assert options == {"metadata": {"image/png": {"alt": "nothing"}}, "raw": True}
