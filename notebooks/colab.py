@@ -9,8 +9,8 @@ The address comes from the Homepage in pyproject.toml and the tag from its versi
 from __future__ import annotations
 
 import argparse
-import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -21,28 +21,31 @@ ROOT = Path(__file__).resolve().parents[1]
 BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)")
 # What stands before owner/name in the addresses that lead to a repository: GitHub, Colab, Binder, Codespaces.
 BEFORE = r"(github\.com/|\.com/github/|githubusercontent\.com/|codespaces\.new/|mybinder\.org/v2/gh/)"
-TEXT = {".md", ".py", ".toml", ".yml", ".yaml", ".json", ".cff", ".ipynb", ".txt", ""}
+NAME = r"[\w-]+/[\w-]+(?:\.[\w-]+)*"                           # owner/name; a full stop at the end is not of the name
+TEXT = {".md", ".py", ".toml", ".yml", ".yaml", ".json", ".cff", ".ipynb", ".txt"}
+KINDS = ("[0-9][0-9]_*.ipynb", "exercises/[0-9][0-9]_*.ipynb", "solutions/[0-9][0-9]_*.ipynb",
+         "snippets/snippets.ipynb")
 
 # It looks at versions, not only at whether an import works, and it never replaces what a running kernel has loaded.
 BOOTSTRAP = '''\
-import importlib.metadata, importlib.util, subprocess, sys
+import importlib.metadata, importlib.util, os, subprocess, sys
 version = lambda name: next((found.version for found in importlib.metadata.distributions(name=name)), None)
-if getattr(importlib.util.find_spec("dealkit"), "origin", None) and version("dealkit") in (None, "{version}"):
+if getattr(importlib.util.find_spec("dealkit"), "origin", None) and version("dealkit") == "{version}":
     print("dealkit {version} is here already: nothing was installed.")
+elif any(os.path.exists(f"{{folder}}/dealkit/paths.py") for folder in (".", "..", "../..")):
+    raise RuntimeError("This is a checkout, but not its Python: `make .venv/ready`, then choose the kernel of .venv")
 else:  # Colab and the like: torch, torchvision and numpy stay as they are; pip adds what is missing or too old
     keep = [f"{{name}}=={{version(name)}}" for name in ("torch", "torchvision", "numpy") if version(name)]
-    source = "dealkit @ git+https://github.com/{repo}@v{version}"
-    done = subprocess.run([sys.executable, "-m", "pip", "install", "-q", *keep, source], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"No dealkit: connect to the network, then run this cell again. {{done.stderr[-900:]}}")
-    importlib.invalidate_caches()
+    pip = [sys.executable, "-m", "pip", "install", *keep, "dealkit @ git+https://github.com/{repo}@v{version}"]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert version("dealkit") == "{version}", f"No dealkit. Network? git? torch 2.4? Restart? {{done.stderr[-900:]}}"
     print("Installed dealkit", version("dealkit"), "with its data, and kept", *keep)'''
 
 
 def project() -> tuple[str, str]:
     """Owner/name and version, from pyproject.toml."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return table["urls"]["Homepage"].removeprefix("https://github.com/"), table["version"]
+    return table["urls"]["Homepage"].removeprefix("https://github.com/").strip("/"), table["version"]
 
 
 def badge(repo: str, path: Path) -> str:
@@ -52,23 +55,29 @@ def badge(repo: str, path: Path) -> str:
 
 
 def files() -> list[Path]:
-    """The text files of the repository, without what was built or installed."""
+    """The text files of the repository, pyproject.toml last: it remembers the old name until all others have moved."""
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard"],
+                            capture_output=True, text=True)
     hidden = {".git", ".venv", "build", "__pycache__", ".ipynb_checkpoints", ".pytest_cache"}
-    found = []
-    for folder, folders, names in os.walk(ROOT):
-        folders[:] = [name for name in folders if name not in hidden]
-        found += [Path(folder, name) for name in names if Path(name).suffix in TEXT]
-    return sorted(found)
+    paths = ([ROOT / line for line in listed.stdout.splitlines()] if listed.returncode == 0 else
+             [path for path in ROOT.rglob("*") if not hidden & set(path.relative_to(ROOT).parts)])
+    return sorted((path for path in paths if path.suffix in TEXT and path.is_file()),
+                  key=lambda path: (path == ROOT / "pyproject.toml", path))
 
 
 def notebooks() -> list[Path]:
-    """Every notebook: the numbered ones, exercises, solutions and snippets."""
-    return sorted(path for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+    """Our notebooks: the numbered ones, exercises, solutions and snippets, and not what a reader keeps beside them."""
+    return sorted(path for kind in KINDS for path in (ROOT / "notebooks").glob(kind))
+
+
+def addresses(text: str) -> set[str]:
+    """Every owner/name that an address in a text leads to."""
+    return {match.group(2) for match in re.finditer(f"{BEFORE}({NAME})", text)}
 
 
 def move(old: str, new: str) -> int:
     """Replace the owner and name in every address of this repository; the number of files that changed."""
-    pattern, changed = re.compile(BEFORE + re.escape(old) + r"(?![\w-])"), 0
+    pattern, changed = re.compile(BEFORE + re.escape(old) + r"(?![\w-]|\.\w)"), 0
     for path in files():
         before = path.read_text(encoding="utf-8")
         after = pattern.sub(rf"\g<1>{new}", before)
@@ -84,8 +93,11 @@ def dress(path: Path, repo: str, version: str) -> bool:
     before = nbformat.writes(notebook)
     first, link = notebook.cells[0], badge(repo, path.relative_to(ROOT))
     first.source = BADGE.sub(link, first.source) if BADGE.search(first.source) else f"{first.source}\n\n{link}"
-    next(cell for cell in notebook.cells if cell.cell_type == "code").source = BOOTSTRAP.format(
-        repo=repo, version=version)
+    cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    if not cell.source.startswith("import importlib"):
+        raise SystemExit(f"The first code cell of {path.name} is not the one that installs dealkit: copy it there "
+                         "from another notebook. Nothing was written to this one.")
+    cell.source = BOOTSTRAP.format(repo=repo, version=version)
     if nbformat.writes(notebook) == before:
         return False
     write(notebook, path)
@@ -98,11 +110,12 @@ def main() -> None:
     parser.add_argument("--repo", metavar="OWNER/NAME", help="where the repository is to be found from now on")
     asked = parser.parse_args().repo
     if asked:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", asked):
+        if not re.fullmatch(NAME, asked):
             parser.error(f"{asked!r} is not of the form owner/name")
         print(f"{move(project()[0], asked)} files now lead to {asked}")
     changed = [path for path in notebooks() if dress(path, *project())]
-    print(f"{len(changed)} of {len(notebooks())} notebooks changed" + "".join(f"\n  {path.name}" for path in changed))
+    print(f"{len(notebooks())} notebooks have their badge and first cell"
+          + (f", {len(changed)} of them written now" if changed else ""))
 
 
 if __name__ == "__main__":

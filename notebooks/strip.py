@@ -20,7 +20,14 @@ from pathlib import Path
 import nbformat
 
 NOTEBOOKS = Path(__file__).resolve().parent
-FENCE = re.compile(r"^(?P<open>(?P<indent> *)# YOUR CODE.*\n)(?P<body>(?:.*\n)*?)(?P<close> *# END OF YOUR CODE)$", re.M)
+FENCE = re.compile(r"^(?P<open>(?P<indent> *)# YOUR CODE.*\n)(?P<body>(?:.*\n)*?)(?P<close> *# END OF YOUR CODE)$",
+                   re.MULTILINE)
+ADVICE = """
+
+Work in a copy of this notebook, then a later version of the course does not touch your answers. A check never stops the
+notebook: it says what is right, or gives a hint. In JupyterLab, a *Solution* that opens at its top goes to the exercise
+when you click the link once more. On Colab such links lead nowhere: open notebook and solutions from the
+[course guide](https://github.com/dealkit/dealkit/blob/main/notebooks/README.md)."""
 HEADING = re.compile(r"^## Exercise \d\.\d$", re.M)
 
 
@@ -37,7 +44,7 @@ def strip(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
     stripped = nbformat.from_dict(notebook)
     stripped.cells = [cell for cell in stripped.cells if "solution" not in cell.metadata.get("tags", [])]
     stripped.cells[0].source = (stripped.cells[0].source.replace("· Solutions", "· Exercises")
-                                .replace(f"notebooks/solutions/{name}", f"notebooks/exercises/{name}"))
+                                .replace(f"notebooks/solutions/{name}", f"notebooks/exercises/{name}") + ADVICE)
     for cell in stripped.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None

@@ -4,11 +4,12 @@
     python tests/colab_like.py --freeze pip-freeze.txt   with the versions of a list (Colab publishes its own)
     python tests/colab_like.py --python python3.12 --environment build/colab 00 03
 
-For each notebook: what an earlier one installed is taken away, the notebook is put alone into an empty folder, with a
-home that is new (or cannot be written to), and runs to its end. Its first cell installs dealkit through git at its
-tag, from this checkout's last commit; the cell itself is not changed, git is told where that address leads. Needs
-packages from an index, git, and a kernel in the environment; a GPU is hidden. Prints seconds from the start of the
-kernel to the first heatmap of notebook 00, without the download of packages, which pip has fetched before.
+For each notebook, exercises, solutions and snippets included: what an earlier one installed is taken away, the
+notebook is put alone into an empty folder, with a home that is new (or cannot be written to), and runs to its end. Its
+first cell installs dealkit through git at its tag, from this checkout's last commit; the cell itself is not changed, git
+is told where that address leads. Needs packages from an index, git, and a kernel in the environment; a GPU is hidden.
+Prints seconds from the start of the kernel to the first heatmap of notebook 00, without the download of packages, which
+pip has fetched before. With --no-network a notebook is right when its first cell stops with the words for that.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import os
 import re
 import subprocess
+import shutil
 import sys
 import tempfile
 import time
@@ -29,12 +31,13 @@ import nbformat
 import papermill
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # What Colab has of dealkit's requirements, and the kernel; it lacks open_clip_torch and captum. Those with a version
 # are old on Colab and stay so: its interface is built on them.
 COLAB = ["accelerate", "filelock", "huggingface_hub", "ipykernel==6.17.1", "ipython==7.34.0", "ipywidgets==7.7.1",
-         "matplotlib", "numpy", "pandas", "pillow", "pooch", "psutil", "safetensors", "scikit-image", "scipy", "seaborn",
-         "timm", "torch", "torchvision", "tqdm", "transformers"]
+         "matplotlib", "numpy", "pandas", "pillow", "pooch", "psutil", "safetensors", "scikit-image", "scipy",
+         "seaborn", "timm", "torch", "torchvision", "tqdm", "transformers"]
 
 
 def make_environment(folder: Path, python: str, packages: list[str]) -> Path:
@@ -61,7 +64,8 @@ def from_freeze(path: Path) -> list[str]:
 
 def serve(folder: Path) -> dict[str, str]:
     """Environment variables that lead git from the repository's address to this checkout's last commit, tagged."""
-    shallow = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--is-shallow-repository"], capture_output=True, text=True)
+    shallow = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--is-shallow-repository"], capture_output=True,
+                             text=True)
     if shallow.stdout.strip() != "false":                        # git would ask such a server without end
         raise SystemExit("The package is served through git: this needs a full clone (git fetch --unshallow).")
     copy = folder / "served.git"
@@ -100,7 +104,7 @@ def kernel(folder: Path, python: Path, variables: dict[str, str]) -> None:
 
 
 def run(path: Path, folder: Path) -> dict:
-    """One notebook alone in an empty folder: seconds to the end and to its first map, and the error if there was one."""
+    """One notebook alone in an empty folder: seconds to the end and to its first map, and the error, if any."""
     place = Path(tempfile.mkdtemp(dir=folder))
     (place / path.name).write_bytes(path.read_bytes())
     done, start, error = folder / f"done-{path.name}", time.time(), ""
@@ -113,49 +117,65 @@ def run(path: Path, folder: Path) -> dict:
     first = next((cell for cell in nbformat.read(done, as_version=4).cells if "map_grid(" in cell.source
                   and cell.get("outputs")), None)
     end = datetime.fromisoformat(first.metadata.papermill.end_time).timestamp() if first else float("nan")
-    return {"notebook": path.stem, "seconds": round(time.time() - start, 1), "first_map": round(end - start, 1),
+    return {"notebook": path.relative_to(NOTEBOOKS).as_posix(), "seconds": round(time.time() - start, 1), "first_map": round(end - start, 1),
             "error": error, "left_behind": left}
+
+
+def choose(names: list[str]) -> list[Path]:
+    """Our notebooks whose names below notebooks/ begin with one of `names`."""
+    kinds = ("[0-9][0-9]_*.ipynb", "exercises/[0-9][0-9]_*.ipynb", "solutions/[0-9][0-9]_*.ipynb", "snippets/*.ipynb")
+    paths = [path for kind in kinds for path in sorted(NOTEBOOKS.glob(kind))]
+    chosen = [path for path in paths if path.relative_to(NOTEBOOKS).as_posix().startswith(tuple(names))]
+    if not chosen:
+        raise SystemExit(f"No notebook is called {' or '.join(names)}.")
+    return chosen
 
 
 def main() -> int:
     """Read the command line, make the environment, run; the exit code is the number of notebooks that failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=[""], help="beginnings of names; default: all numbered notebooks")
+    parser.add_argument("names", nargs="*", help="beginnings of names, such as 00 or exercises/; default: all")
     parser.add_argument("--python", default=sys.executable, help="the interpreter to make the environment with")
     parser.add_argument("--environment", type=Path, default=ROOT / "build" / "colab")
     parser.add_argument("--freeze", type=Path, help="a list of versions, as pip freeze writes it")
-    parser.add_argument("--folder", default="", help="a folder of notebooks/: exercises, solutions or snippets")
     parser.add_argument("--home", choices=("new", "unwritable"), default="new")
-    parser.add_argument("--no-network", action="store_true", help="every address leads nowhere: clear words wanted")
+    parser.add_argument("--no-network", action="store_true", help="every address leads nowhere")
     options = parser.parse_args()
-    python = make_environment(options.environment, options.python, from_freeze(options.freeze) if options.freeze else COLAB)
+    paths = choose(options.names or [""])
+    if options.freeze and options.environment.exists():
+        parser.error(f"{options.environment} is there already: --freeze is for a new one")
+    python = make_environment(options.environment, options.python,
+                              from_freeze(options.freeze) if options.freeze else COLAB)
     before, rows = installed(python), []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        # /proc takes no new file from anybody, root included
-        home = Path("/proc") if options.home == "unwritable" else folder / "home"
-        variables = {"HOME": str(home), "CUDA_VISIBLE_DEVICES": "", "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-                     "PIP_CACHE_DIR": str(options.environment.absolute() / "pip-cache")} | serve(folder)
-        if options.no_network:
-            nowhere = "http://127.0.0.1:9"
-            variables |= {"GIT_CONFIG_COUNT": "0", "PIP_INDEX_URL": nowhere, "PIP_RETRIES": "0"}
-            variables |= {name: nowhere for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
-        elif options.home == "new":
-            home.mkdir()
-            fetch = [str(python), "-m", "pip", "download", "--quiet", "--dest", str(folder / "fetched"),
-                     f"dealkit @ git+{PROJECT['urls']['Homepage']}@v{PROJECT['version']}"]
-            pins = [f"{name}=={before[name]}" for name in ("torch", "torchvision", "numpy")]
-            subprocess.run([*fetch, *pins], check=True, env=os.environ | variables)
-        kernel(folder, python, variables)
-        for path in sorted((ROOT / "notebooks" / options.folder).glob("[0-9s]*.ipynb")):
-            if path.stem.startswith(tuple(options.names)):
-                rows.append(run(path, folder))
-                print(json.dumps(rows[-1]), flush=True)
-                restore(python, before)
-    shown = {name: before[name] for name in ("torch", "torchvision", "numpy", "matplotlib", "ipywidgets", "ipython")}
-    print(json.dumps({"python": subprocess.run([str(python), "--version"], capture_output=True, text=True).stdout.split()[1],
-                      **shown, "first_heatmap": rows[0]["first_map"] if rows else None}))
-    return sum(bool(row["error"]) for row in rows)
+    if "dealkit" in before:                                      # a run that was stopped has left it behind
+        raise SystemExit(f"{options.environment} has dealkit in it already: delete that folder, and run again.")
+    folder = Path(tempfile.mkdtemp())
+    # /proc takes no new file from anybody, root included; the kernel itself wants a place of its own
+    variables = {"HOME": "/proc" if options.home == "unwritable" else str(folder),
+                 "IPYTHONDIR": str(folder / "ipython"), "CUDA_VISIBLE_DEVICES": "", "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+                 "PIP_CACHE_DIR": str(options.environment.absolute() / "pip-cache")} | serve(folder)
+    if options.no_network:
+        nowhere = "http://127.0.0.1:9"
+        variables |= {"GIT_CONFIG_COUNT": "0", "PIP_INDEX_URL": nowhere, "PIP_RETRIES": "0"}
+        variables |= {name: nowhere for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    else:                                                        # the download, before the clock starts
+        wanted = [f"{name}=={before[name]}" for name in ("torch", "torchvision", "numpy")]
+        wanted.append(f"dealkit @ git+{PROJECT['urls']['Homepage']}@v{PROJECT['version']}")
+        subprocess.run([str(python), "-m", "pip", "download", "--quiet", "--dest", str(folder / "fetched"), *wanted],
+                       check=True, env=os.environ | variables)
+    kernel(folder, python, variables)
+    for path in paths:
+        row = run(path, folder)
+        row["right"] = "No dealkit. Network?" in row["error"] if options.no_network else not row["error"]
+        row["right"] &= not row["left_behind"]
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        restore(python, before)
+    shutil.rmtree(folder)
+    shown = {name: before[name] for name in ("torch", "numpy", "pandas", "ipywidgets", "ipython")}
+    version = subprocess.run([str(python), "--version"], capture_output=True, text=True).stdout.split()[1]
+    print(json.dumps({"python": version, **shown, "first_heatmap": rows[0]["first_map"]}))
+    return sum(not row["right"] for row in rows)
 
 
 if __name__ == "__main__":

@@ -43,35 +43,40 @@ def test_the_cell_is_short():
     assert len(CELL.splitlines()) <= 12 and max(map(len, CELL.splitlines())) <= 120
 
 
-def strays(folder: Path, repo: str, names: set[str]) -> list[str]:
-    """Addresses of a repository that has one of `names` but is not `repo`, in the text files of a folder."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in colab.TEXT and not {".git", ".venv", "build"} & set(path.parts):
-            addresses = re.finditer(colab.BEFORE + r"([\w.-]+/[\w-]+)", path.read_text(encoding="utf-8"))
-            found += [f"{path.name}: {a.group()}" for a in addresses
-                      if a.group(2).split("/")[1] in names and a.group(2) != repo]
-    return found
+def strays(paths: list[Path], repo: str) -> set[str]:
+    """Addresses that lead to another repository of a name that this one has or had."""
+    names = {repo.split("/")[1], "dealkit"}
+    found = set().union(*(colab.addresses(path.read_text(encoding="utf-8")) for path in paths))
+    return {address for address in found if address.split("/")[1].removesuffix(".git") in names and address != repo}
 
 
 def test_no_address_leads_astray():
-    files = "\n".join(path.read_text(encoding="utf-8") for path in colab.files() if path != Path(__file__))
-    addresses = {match.group(2) for match in re.finditer(colab.BEFORE + r"([\w.-]+/[\w-]+)", files)}
-    assert REPO in addresses
-    assert not {address for address in addresses if address.endswith("/dealkit")} - {REPO}
+    paths = [path for path in colab.files() if path != Path(__file__)]
+    assert any(REPO in colab.addresses(path.read_text(encoding="utf-8")) for path in paths)
+    assert strays(paths, REPO) == set()
 
 
-def test_moving_to_another_repository_and_back(tmp_path):
-    """`make colab REPO=...` finds every address, in every kind of file; moving back restores every byte."""
+def test_an_address_ends_where_its_name_does():
+    text = "(https://github.com/a/b.js), github.com/c/d. And https://github.com/e/f@v1, codespaces.new/g/h?x"
+    assert colab.addresses(text) == {"a/b.js", "c/d", "e/f", "g/h"}
+
+
+@pytest.mark.parametrize("new", ["somebody/deal-course", "alice/deal.kit"])
+def test_moving_to_another_repository_and_back(tmp_path, new):
+    """`make colab REPO=...` finds every address, in every kind of file; moving back restores every byte, and what a
+    reader keeps beside our notebooks stays untouched."""
     heavy = shutil.ignore_patterns(".git", ".venv", "build", "*.safetensors", "__pycache__", "*_cache", "test_colab.py")
     copy = Path(shutil.copytree(ROOT, tmp_path / "copy", ignore=heavy))
+    (copy / "notebooks" / "mine").mkdir()
+    shutil.copy(copy / "notebooks" / "exercises" / "00_tour.ipynb", copy / "notebooks" / "mine" / "my_answers.ipynb")
+    (copy / ".DS_Store").write_bytes(b"\xff\xfe\x00")
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     move = [sys.executable, "-B", str(copy / "notebooks" / "colab.py"), "--repo"]
-    subprocess.run([*move, "somebody/deal-course"], check=True, capture_output=True)
-    name = REPO.split("/")[1]
-    assert not strays(copy, "somebody/deal-course", {name, "deal-course"})
-    cell = nbformat.read(copy / "notebooks" / "00_tour.ipynb", as_version=4).cells
-    assert any("git+https://github.com/somebody/deal-course@v" in c.source for c in cell)
+    subprocess.run([*move, new], check=True, capture_output=True)
+    texts = [path for path in before if path.suffix in colab.TEXT]
+    assert strays(texts, new) == set()
+    cells = nbformat.read(copy / "notebooks" / "00_tour.ipynb", as_version=4).cells
+    assert any(f"git+https://github.com/{new}@v{VERSION}" in cell.source for cell in cells)
     changed = [path for path, content in before.items() if path.read_bytes() != content]
     assert {"README.md", "pyproject.toml", "00_tour.ipynb"} <= {path.name for path in changed}
     subprocess.run([*move, REPO], check=True, capture_output=True)
@@ -83,20 +88,23 @@ def test_moving_to_another_repository_and_back(tmp_path):
 # --- what the cell decides --------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def bootstrap(monkeypatch, capsys):
-    """Run the cell in a pretended environment: version of dealkit found, whether it can be imported, what pip answers."""
-    def run(dealkit: str | None, importable: bool, returncode: int = 0, stderr: str = ""):
-        real, calls = importlib.metadata.distributions, []
+def bootstrap(monkeypatch, capsys, tmp_path):
+    """Run the cell in a pretended environment: the version of dealkit that is found, whether it can be imported, what
+    pip answers and installs, and the folder that the notebook lies in."""
+    def run(dealkit: str | None, importable: bool, stderr: str = "", installs: str | None = VERSION, cwd: Path = tmp_path):
+        real, calls, found = importlib.metadata.distributions, [], [dealkit]
 
         def distributions(name):
             if name == "dealkit":
-                return [type("D", (), {"version": dealkit})] if dealkit else []
+                return [type("D", (), {"version": found[0]})] if found[0] else []
             return [type("D", (), {"version": "2.9.0+cu126"})] if name == "torch" else real(name=name)
 
         def pip(command, **kwargs):
             calls.append(command)
-            return subprocess.CompletedProcess(command, returncode, "", stderr)
+            found[0] = installs if installs else found[0]
+            return subprocess.CompletedProcess(command, 0 if installs else 1, "", stderr)
 
+        monkeypatch.chdir(cwd)
         monkeypatch.setattr(importlib.metadata, "distributions", distributions)
         monkeypatch.setattr(importlib.util, "find_spec",
                             lambda name: type("S", (), {"origin": "dealkit/__init__.py"}) if importable else None)
@@ -106,10 +114,18 @@ def bootstrap(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("version", [VERSION, None], ids=["installed", "a checkout that is not installed"])
-def test_it_does_nothing_where_dealkit_is(bootstrap, version):
-    calls, said = bootstrap(version, importable=True)
+@pytest.mark.parametrize("folder", [".", "notebooks", "notebooks/exercises", "elsewhere"])
+def test_it_does_nothing_where_dealkit_is(bootstrap, folder, tmp_path):
+    calls, said = bootstrap(VERSION, importable=True, cwd=ROOT / folder if folder != "elsewhere" else tmp_path)
     assert calls == [] and "nothing was installed" in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("folder", [".", "notebooks", "notebooks/exercises"])
+@pytest.mark.parametrize("version, importable", [(None, False), (None, True), ("0.0.1", True)])
+def test_in_a_checkout_with_another_kernel_it_installs_nothing(bootstrap, folder, version, importable):
+    """Importable because it lies in the working folder, yet without its packages: no reason to go on."""
+    with pytest.raises(RuntimeError, match="choose the kernel of .venv"):
+        bootstrap(version, importable, cwd=ROOT / folder)
 
 
 @pytest.mark.parametrize("version, importable", [(None, False), ("0.0.1", True), (VERSION, False)],
@@ -120,12 +136,14 @@ def test_it_installs_the_tag_and_keeps_what_is_loaded(bootstrap, version, import
     assert command[-1] == f"dealkit @ git+https://github.com/{REPO}@v{VERSION}"
     numpy = importlib.metadata.version("numpy")
     assert "torch==2.9.0+cu126" in command and f"numpy=={numpy}" in command and "--upgrade" not in command
-    assert said.startswith("Installed dealkit") and "kept torch==2.9.0+cu126" in said and len(said.splitlines()) == 1
+    assert said.startswith(f"Installed dealkit {VERSION}") and "kept torch==2.9.0+cu126" in said
+    assert len(said.splitlines()) == 1
 
 
-def test_a_failure_says_what_to_do(bootstrap):
-    with pytest.raises(RuntimeError, match="connect to the network, then run this cell again.*no route"):
-        bootstrap(None, importable=False, returncode=1, stderr="no route to host")
+@pytest.mark.parametrize("version", [None, "0.0.1"], ids=["none", "an older one"])
+def test_a_failure_says_what_to_look_at_and_stops(bootstrap, version):
+    with pytest.raises(AssertionError, match=r"No dealkit. Network\? git\? torch 2.4\? Restart\? no route"):
+        bootstrap(version, importable=False, installs=None, stderr="no route to host")
 
 
 # --- really, from git, in an environment without dealkit, in an empty folder ------------------------------------------
@@ -142,8 +160,10 @@ def colab_like(tmp_path_factory):
     python = folder / "env" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     site = subprocess.run([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
                           check=True, capture_output=True, text=True).stdout.strip()
-    # Packages beside this one, but not its links: the .pth file of an editable dealkit is not followed from here.
-    Path(site, "there_already.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    # The packages that are here, except dealkit: links, since an entry on the path would show its metadata, too.
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "dealkit" not in entry.name and not Path(site, entry.name).exists():
+            Path(site, entry.name).symlink_to(entry)
     (folder / "empty").mkdir()
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "GIT_", "PIP_"))}
     variables |= {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -170,7 +190,7 @@ def test_without_network_it_says_so(colab_like):
     python, empty, variables = colab_like
     done = subprocess.run([str(python), "-c", CELL], cwd=empty, capture_output=True, text=True,
                           env=variables | {"GIT_CONFIG_KEY_0": f"url.{(empty / 'nowhere').as_uri()}.insteadOf"})
-    assert done.returncode and "RuntimeError: No dealkit: connect to the network" in done.stderr
+    assert done.returncode and "AssertionError: No dealkit. Network? git?" in done.stderr
 
 
 @needs_git

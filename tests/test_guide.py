@@ -52,11 +52,23 @@ def test_chinese_setup_has_the_same_commands():
         assert word in TEXT["README.zh-CN.md"]
 
 
-@pytest.mark.parametrize("name", ["README.zh-CN.md", "self_test.md"])
+@pytest.mark.parametrize("name", ["README.zh-CN.md", "self_test.md", "glossary.md"])
 def test_every_result_is_one_of_the_readme(name):
     """The README's figures are bound to the tables (tests/test_claims.py); these texts may only repeat them."""
     known = set(RESULT.findall(without_code(README)))
     assert known and set(RESULT.findall(without_code(TEXT[name]))) <= known
+
+
+def claims(text: str) -> list[list[str]]:
+    """The figures of each of the three claims, in the order in which they stand."""
+    items = [re.search(rf"^{k}\. \*.*?(?=^\d\. \*|^$)", text, re.MULTILINE | re.DOTALL).group() for k in (1, 2, 3)]
+    return [RESULT.findall(without_code(item)) for item in items]
+
+
+def test_the_chinese_claims_have_the_figures_of_the_english_ones():
+    english, chinese = (claims(text[text.index(mark):]) for text, mark in (
+        (README, "What the paper claims, and what we find"), (TEXT["README.zh-CN.md"], "只做对比微调")))
+    assert english == chinese and sum(map(len, english)) >= 8
 
 
 def test_self_test_has_twelve_questions_with_answers():
@@ -65,7 +77,7 @@ def test_self_test_has_twelve_questions_with_answers():
     assert [int(re.match(r"\d+", part).group()) for part in questions] == list(range(1, 13))
     for part in questions:
         question, answer = part.split("<details>")
-        assert "?" in question or "." in question
+        assert len(question.split()) > 20
         assert len(answer.split()) > 25 and "</details>" in answer and re.search(r"\]\(\d\d_\w+\.ipynb", answer), part[:60]
     asked = set(re.findall(r"\]\((\d\d_\w+\.ipynb)", TEXT["self_test.md"]))
     assert asked == set(NAMES), "spread over all notebooks"

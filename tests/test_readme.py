@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -94,3 +95,36 @@ def test_every_table_has_every_row_on_every_seed():
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!https?://)([^)#]+)", README))
 def test_links_lead_somewhere(link):
     assert (ROOT / link).exists()
+
+
+def test_the_code_runs_as_it_stands(tmp_path, monkeypatch):
+    """The block under "In your own code", on pictures in folders; a tiny CLIP stands for OpenAI's."""
+    import PIL.Image
+    from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    import dealkit
+    from dealkit.models import VLM, WordTokenizer
+
+    section = README[README.index("## In your own code"):]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1)
+    words = sorted(set(re.findall(r"[a-z]+", " ".join(re.findall(r'"([a-z ]+)"', code)))) | set("a photo of with and".split()))
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "test"):
+        for number, category in enumerate(("robin", "tern")):
+            folder = tmp_path / "pictures" / part / category
+            folder.mkdir(parents=True)
+            for k in range(3):
+                PIL.Image.new("RGB", (40, 40), (200 * number, 60 * k, 90)).save(folder / f"{k}.png")
+
+    def load_model(name, pretrained):
+        torch.manual_seed(0)
+        text = CLIPTextCfg(context_length=20, vocab_size=len(words) + 3, width=16, heads=2, layers=2)
+        vision = CLIPVisionCfg(image_size=32, patch_size=8, width=32, layers=2, head_width=8)
+        return VLM("tiny", CLIP(24, vision, text).eval(), tokenizer=WordTokenizer(words, 20))
+
+    monkeypatch.setattr(dealkit, "load_model", load_model)
+    space = {}
+    exec(code, space)
+    assert not torch.equal(space["before"].model.visual.conv1.weight, space["vlm"].model.visual.conv1.weight)
+    assert space["vlm"].model.visual.conv1.weight.isfinite().all() and len(space["history"]) >= 1
+    assert 0 <= space["row"]["accuracy"] <= 1 and (tmp_path / "mine.safetensors").exists()

@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 
 import dealkit
-from dealkit.presets import BATCH_SIZES
+from dealkit.presets import BATCH_SIZES, PHOTOGRAPHS
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "data" / "reproduce.py"
@@ -40,7 +40,8 @@ def reproduce(monkeypatch, tmp_path, capsys):
             "reproduce.py", "oxford_pets", "--model", name, "--weights", "none", "--device", "cpu", "--data", str(root),
             "--no-download", "--workers", "0", "--insertion-images", "1", "--out", str(tmp_path / "out"), *options])
         runpy.run_path(str(SCRIPT), run_name="__main__")
-        return json.loads((tmp_path / "out" / "results" / "oxford_pets.json").read_text(encoding="utf-8"))
+        file = "oxford_pets-paper.json" if "paper" in options else "oxford_pets.json"
+        return json.loads((tmp_path / "out" / "results" / file).read_text(encoding="utf-8"))
     yield call
     PartialState._reset_state()          # the script is a process of its own elsewhere, and nothing stays of it
 
@@ -74,6 +75,15 @@ def test_one_command_makes_the_results_of_a_preset(reproduce, tmp_path):
 def run_folder(tmp_path: Path, name: str) -> Path:
     (found,) = (tmp_path / "out" / "runs" / "oxford_pets").glob(f"*/{name}")
     return found
+
+
+def test_the_papers_form_has_results_of_its_own(reproduce, tmp_path):
+    """The paper's losses and weights with the preset's batch and rate; no figure of the table comes from there."""
+    results = reproduce("--seeds", "1", "--batch-size", "20", "--form", "paper")
+    config, paper = results["config"], dealkit.DealConfig()
+    for name in ("overlap", "aggregate", "lambda_disentangle", "gamma_localize", "guard", "stop_text_gradient"):
+        assert config[name] == getattr(paper, name)
+    assert config["lr"] == PHOTOGRAPHS.lr and "form" in results["changed"]
 
 
 def test_a_run_that_was_interrupted_does_not_say_what_it_cost(reproduce, tmp_path):

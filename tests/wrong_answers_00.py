@@ -61,6 +61,30 @@ answer = ["overlap_cosine", "pointing_game"]
                     result[b, k] = part
     return result
 '''),
+        ("off_by_one", '''\
+    side = masks.shape[-1] // maps.shape[-1]
+    peak = maps.flatten(2).argmax(dim=2)
+    row, column = peak // maps.shape[-1], peak % maps.shape[-1]
+    image = torch.arange(len(maps))[:, None]
+    under = masks[image, :, row * side + (side - 1) // 2, column * side + (side - 1) // 2]
+    return torch.where(under.any(dim=2), under.int().argmax(dim=2), -1)
+'''),
+        ("fixed_side", '''\
+    side = 8
+    peak = maps.flatten(2).argmax(dim=2)
+    row, column = peak // maps.shape[-1], peak % maps.shape[-1]
+    image = torch.arange(len(maps))[:, None]
+    under = masks[image, :, row * side + side // 2, column * side + side // 2]
+    return torch.where(under.any(dim=2), under.int().argmax(dim=2), -1)
+'''),
+        ("height", '''\
+    side = masks.shape[-1] // maps.shape[-1]
+    peak = maps.flatten(2).argmax(dim=2)
+    row, column = peak // maps.shape[-2], peak % maps.shape[-1]
+    image = torch.arange(len(maps))[:, None]
+    under = masks[image, :, row * side + side // 2, column * side + side // 2]
+    return torch.where(under.any(dim=2), under.int().argmax(dim=2), -1)
+'''),
         ("rows_and_columns", '''\
     side = masks.shape[-1] // maps.shape[-1]
     peak = maps.flatten(2).argmax(dim=2)
@@ -87,6 +111,16 @@ answer = ["overlap_cosine", "pointing_game"]
     deal = study.loc[study["row"] == "DEAL", metric].to_numpy()
     control = study.loc[study["row"] == "contrastive only", metric].to_numpy()
     return (deal[:, None] > control[None, :]).mean()
+'''),
+        ("metric_ignored", '''\
+    runs = study.pivot(index=["pretrained", "seed"], columns="row", values="mass_in_mask")
+    pairs = runs[["DEAL", "contrastive only"]].dropna()
+    return (pairs["DEAL"] > pairs["contrastive only"]).mean()
+'''),
+        ("tie", '''\
+    runs = study.pivot(index=["pretrained", "seed"], columns="row", values=metric)
+    pairs = runs[["DEAL", "contrastive only"]].dropna()
+    return (pairs["DEAL"] >= pairs["contrastive only"]).mean()
 '''),
         ("half_a_pair", '''\
     deal, control = (study[study["row"] == row] for row in ("DEAL", "contrastive only"))

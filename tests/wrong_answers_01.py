@@ -91,6 +91,11 @@ answer = 1 / 16
     n, parts = species.shape
     return colours ** parts - n * (1 + parts * (colours - 1))
 '''),
+        ("not_whole", '''\
+    n, parts = species.shape
+    near = (1 + parts * (colours - 1)) / colours ** parts
+    return colours ** parts * (1 - near) ** n
+'''),
         ("new_is_not_enough", '''\
     known = {tuple(row) for row in species.tolist()}
     return sum(bird not in known for bird in product(range(colours), repeat=species.shape[1]))

@@ -52,6 +52,11 @@ answer = 0.74
     gradient, = torch.autograd.grad(score(attention).sum(), attention)
     return gradient[:, :, 1:].relu().mean(dim=1).unflatten(1, grid)
 '''),
+        ("mean_of_scores", '''\
+    attention = logits.softmax(dim=-1).requires_grad_()
+    gradient, = torch.autograd.grad(score(attention).mean(), attention)
+    return (gradient * attention).relu().mean(dim=1)[:, 1:].unflatten(1, grid)
+'''),
         ("no_relu", '''\
     attention = logits.softmax(dim=-1).requires_grad_()
     gradient, = torch.autograd.grad(score(attention).sum(), attention)
@@ -67,6 +72,11 @@ answer = 0.74
     gradient, = torch.autograd.grad(score(attention).sum(), attention)
     products = gradient.mean(dim=1) * attention.detach().mean(dim=1)
     return products[:, 1:].relu().unflatten(1, grid)
+'''),
+        ("shape", '''\
+    attention = logits.softmax(dim=-1).requires_grad_()
+    gradient, = torch.autograd.grad(score(attention).sum(), attention)
+    return (gradient * attention)[:, :, 1:].relu().mean(dim=1)
 '''),
         ("cls_kept", '''\
     attention = logits.softmax(dim=-1).requires_grad_()
@@ -92,7 +102,7 @@ answer = 0.74
 '''),
         ("epsilon", '''\
     low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
-    return (maps - low) / (high - low + 1e-6)
+    return (maps - low) / (high - low + 1e-7)
 '''),
         ("detached", '''\
     maps = maps.detach()
@@ -119,29 +129,36 @@ answer = 0.74
         ("plateau", '''\
     fine = interpolate(maps, size=masks.shape[-2:], mode="bilinear").flatten(2)
     hits = masks.flatten(2).gather(2, fine.argmax(dim=-1, keepdim=True))[..., 0].float()
-    visible = masks.flatten(2).any(dim=-1)
-    return (hits * visible).sum(dim=0) / visible.sum(dim=0)
+    return hits.where(masks.flatten(2).any(dim=-1), torch.nan).nanmean(dim=0)
 '''),
         ("plateau_any", '''\
     fine = interpolate(maps, size=masks.shape[-2:], mode="bilinear")
     low, high = fine.amin(dim=(-2, -1), keepdim=True), fine.amax(dim=(-2, -1), keepdim=True)
     peak = (fine >= high - 1e-6 * (high - low)) & (high > low)
     hits = (peak & masks).flatten(2).any(dim=-1).float()
-    visible = masks.flatten(2).any(dim=-1)
-    return (hits * visible).sum(dim=0) / visible.sum(dim=0)
+    return hits.where(masks.flatten(2).any(dim=-1), torch.nan).nanmean(dim=0)
 '''),
         ("dead", '''\
     fine = interpolate(maps, size=masks.shape[-2:], mode="bilinear")
     peak = fine >= fine.amax(dim=(-2, -1), keepdim=True) - 1e-6
     hits = (peak & masks).sum(dim=(-2, -1)) / peak.sum(dim=(-2, -1))
-    visible = masks.flatten(2).any(dim=-1)
-    return (hits * visible).sum(dim=0) / visible.sum(dim=0)
+    return hits.where(masks.flatten(2).any(dim=-1), torch.nan).nanmean(dim=0)
+'''),
+        ("near_tie", '''\
+    fine = dealkit.normalize_maps(interpolate(maps, size=masks.shape[-2:], mode="bilinear"))
+    hits = ((fine > 0.999) & masks).sum(dim=(-2, -1)) / (fine > 0.999).sum(dim=(-2, -1))
+    return hits.nan_to_num().where(masks.flatten(2).any(dim=-1), torch.nan).nanmean(dim=0)
+'''),
+        ("absolute", '''\
+    fine = interpolate(maps, size=masks.shape[-2:], mode="bilinear")
+    peak = (fine >= fine.amax(dim=(-2, -1), keepdim=True) - 1e-6) & (fine > fine.amin(dim=(-2, -1), keepdim=True))
+    hits = (peak & masks).sum(dim=(-2, -1)) / peak.sum(dim=(-2, -1)).clamp(min=1)
+    return hits.where(masks.flatten(2).any(dim=-1), torch.nan).nanmean(dim=0)
 '''),
         ("coarse", '''\
     part = torch.nn.functional.adaptive_avg_pool2d(masks.float(), maps.shape[-2:]) > 0.5
     hits = part.flatten(2).gather(2, maps.flatten(2).argmax(dim=-1, keepdim=True))[..., 0].float()
-    visible = masks.flatten(2).any(dim=-1)
-    return (hits * visible).sum(dim=0) / visible.sum(dim=0)
+    return hits.where(masks.flatten(2).any(dim=-1), torch.nan).nanmean(dim=0)
 '''),
         ("shape", '''\
     return metrics.pointing_game(maps, masks)

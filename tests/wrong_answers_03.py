@@ -5,6 +5,8 @@ HAT = '''\
     h = ((maps - low) / (high - low).clamp(min=1e-12)).flatten(2)
 '''
 
+WHERE = "torch.where(high > low, (maps - low) / (high - low), 0)"
+
 HATS = '''\
     def stretch(maps):
         low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
@@ -32,14 +34,15 @@ def step(maps="vlm, batch['image'], texts, create_graph=True", labels=', batch["
 
 
 def trial(choose='"validation"', masked="False", score='row["accuracy"] - row["overlap"]', pairs="report_pairs",
-          control='mass(0, *pair)', half="stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n)") -> str:
+          control='mass(0, *pair)', half="stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n)",
+          choosers="choose_pairs", result="chosen") -> str:
     """The experiment with something else in one place."""
     return f'''\
     import numpy as np
     from scipy import stats
 
     def score(weight):
-        rows = [run(weight, *pair, {choose}, masks={masked}) for pair in choose_pairs]
+        rows = [run(weight, *pair, {choose}, masks={masked}) for pair in {choosers}]
         return np.mean([{score} for row in rows])
 
     def mass(weight, pretrained, seed):
@@ -50,7 +53,7 @@ def trial(choose='"validation"', masked="False", score='row["accuracy"] - row["o
     control = np.array([{control} for pair in {pairs}])
     d, n = deal - control, len(deal)
     half = {half}
-    return chosen, d.mean(), d.mean() - half, d.mean() + half
+    return {result}, d.mean(), d.mean() - half, d.mean() + half
 '''
 
 
@@ -63,6 +66,7 @@ WRONG = {
         ("no_control", 'answer = {"a", "d", "g"}\n'),
         ("frozen_values", 'answer = {"d"}\n'),
         ("same_weights", 'answer = ["a"]\n'),
+        ("not_a_letter", 'answer = {"a, d"}\n'),
     ],
     "ex_03_2": [
         ("detached", "    maps = maps.detach()\n" + HAT + "    return (h @ h.mT).triu(1).sum(dim=(1, 2)).mean()\n"),
@@ -97,6 +101,9 @@ WRONG = {
         ("mean_over_pixels", HAT + "    return (h @ h.mT).triu(1).sum(dim=(1, 2)).mean() / h.shape[2]\n"),
         ("constant_map", HAT.replace(".clamp(min=1e-12)", "")
          + "    return (h @ h.mT).triu(1).sum(dim=(1, 2)).mean()\n"),
+        ("nan_gradient", HAT.replace("((maps - low) / (high - low).clamp(min=1e-12))", WHERE)
+         + "    return (h @ h.mT).triu(1).sum(dim=(1, 2)).mean()\n"),
+        ("shape", HAT + "    return (h @ h.mT).triu(1).sum(dim=(1, 2)).mean(dim=0, keepdim=True)\n"),
     ],
     "ex_03_3": [
         ("mean_of_concepts", HATS + '''\
@@ -135,6 +142,16 @@ WRONG = {
     target = stretch(category_maps).detach()
     return (stretch(concept_maps).sum(dim=1) - target).square().sum(dim=(1, 2)).mean()
 '''),
+        ("constant_map", HATS.replace(".clamp(min=1e-12)", "") + '''\
+    return (stretch(concept_maps).sum(dim=1) - stretch(category_maps)).square().sum(dim=(1, 2)).mean()
+'''),
+        ("nan_gradient", HATS.replace("(maps - low) / (high - low).clamp(min=1e-12)", WHERE) + '''\
+    return (stretch(concept_maps).sum(dim=1) - stretch(category_maps)).square().sum(dim=(1, 2)).mean()
+'''),
+        ("shape", HATS + '''\
+    rest = stretch(concept_maps).sum(dim=1) - stretch(category_maps)
+    return rest.square().flatten(1).sum(dim=1, keepdim=True).mean(dim=0)
+'''),
     ],
     "ex_03_4": [
         ("maps_constant", step("vlm, batch['image'], texts")),
@@ -158,6 +175,9 @@ WRONG = {
     "ex_03_5": [
         ("masks_in_choosing", trial(masked="True", score='row["mass_in_mask"]')),
         ("chosen_on_test", trial(choose='"test"')),
+        ("not_a_weight", trial(result="weights.index(chosen)")),
+        ("chosen_on_report_pairs", trial(choosers="report_pairs")),
+        ("pairs_left_out", trial(choosers="choose_pairs[:1]")),
         ("rule_changed", trial(score='-row["overlap"]')),
         ("no_control", trial(control='mass(chosen, *report_pairs[0])')),
         ("seeds_reused", trial(pairs="choose_pairs + report_pairs")),

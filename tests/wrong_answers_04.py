@@ -1,4 +1,18 @@
 """Plausible wrong answers to the exercises of notebook 04, and the hint that each must get."""
+
+
+def study(dead="0.01", loss="0.01", level='seen[control]["accuracy"]', default=", default=control",
+          key='seen[row]["overlap_cosine"]') -> str:
+    """The experiment of 4.5 with something else in one place."""
+    return f'''\
+    seen = {{row: pd.DataFrame([run(row, seed, "validation") for seed in seeds]).mean() for row in [control, *rows]}}
+    good = [row for row in rows if seen[row]["dead_maps"] <= {dead} and seen[row]["accuracy"] >= {level} - {loss}]
+    chosen = min(good, key=lambda row: {key}{default})
+    gains = [run(chosen, seed, "test")["mass_in_mask"] - run(control, seed, "test")["mass_in_mask"] for seed in seeds]
+    return chosen, sum(gains) / len(gains)
+'''
+
+
 WRONG = {
     "ex_04_1": [
         ("no_control", '''\
@@ -90,6 +104,18 @@ answer = (40, 0.5, 40 / (80 + 80))
     half = stats.t.ppf(0.975, 2 * len(d) - 2) * d.std() / len(d) ** 0.5
     return d.mean(), d.mean() - half, d.mean() + half
 '''),
+        ("fixed_number", '''\
+    runs = table.pivot(index=["pretrained", "seed"], columns="row", values=metric)
+    d = (runs[row] - runs[baseline]).dropna()
+    half = 2.5706 * d.std() / 6 ** 0.5
+    return d.mean(), d.mean() - half, d.mean() + half
+'''),
+        ("fixed_metric", '''\
+    runs = table.pivot(index=["pretrained", "seed"], columns="row", values="overlap_cosine")
+    d = (runs[row] - runs[baseline]).dropna()
+    half = stats.t.ppf(0.975, len(d) - 1) * d.std() / len(d) ** 0.5
+    return d.mean(), d.mean() - half, d.mean() + half
+'''),
         ("missing_run", '''\
     runs = table.set_index(["pretrained", "seed"])
     d = runs.loc[runs["row"] == row, metric] - runs.loc[runs["row"] == baseline, metric]
@@ -175,12 +201,7 @@ answer = (40, 0.5, 40 / (80 + 80))
     gains = [run(chosen, seed, "test")["mass_in_mask"] - run(control, seed, "test")["mass_in_mask"] for seed in seeds]
     return chosen, sum(gains) / len(gains)
 '''),
-        ("masks", '''\
-    seen = {row: pd.DataFrame([run(row, seed, "validation") for seed in seeds]).mean() for row in [control, *rows]}
-    chosen = max(rows, key=lambda row: seen[row]["mass_in_mask"])
-    gains = [run(chosen, seed, "test")["mass_in_mask"] - run(control, seed, "test")["mass_in_mask"] for seed in seeds]
-    return chosen, sum(gains) / len(gains)
-'''),
+        ("masks", study(key='seen[row]["overlap_cosine"] - seen[row]["mass_in_mask"]')),
         ("no_control", '''\
     seen = {row: pd.DataFrame([run(row, seed, "validation") for seed in seeds]).mean() for row in [control, *rows]}
     good = [row for row in rows if seen[row]["dead_maps"] <= 0.01
@@ -203,5 +224,13 @@ answer = (40, 0.5, 40 / (80 + 80))
     base = run(control, seeds[0], "test")["mass_in_mask"]
     return chosen, sum(run(chosen, seed, "test")["mass_in_mask"] - base for seed in seeds) / len(seeds)
 '''),
+        ("dead_limit", study(dead="0.3")),
+        ("accuracy_limit", study(loss="0.04")),
+        ("control_seeds", study(level='run(control, seeds[0], "validation")["accuracy"]', loss="0.02").replace(
+            "in [control, *rows]}", "in rows}")),
+        ("masks_read", study().replace("pd.DataFrame([run(row, seed, \"validation\") for seed in seeds]).mean()", '''{
+        metric: sum(run(row, seed, "validation")[metric] for seed in seeds) / len(seeds)
+        for metric in ("overlap_cosine", "dead_maps", "accuracy", "mass_in_mask")}''')),
+        ("nothing_admissible", study(default="")),
     ],
 }

@@ -125,10 +125,23 @@ answer = means.loc["swap", "flipped"]
     w = torch.linalg.solve(z[train].T @ z[train] + 0.01 * torch.eye(z.shape[1]), z[train].T @ b[train])
     return ((z[~train] @ w).sign() != b[~train]).float().mean().item()
 '''),
+        ("scaled_on_all", '''\
+    tokens = (tokens - tokens.mean(dim=0)) / tokens.std(dim=0)
+    z, b = torch.cat([tokens, torch.ones(len(tokens), 1)], dim=1), background * 2.0 - 1
+    w = torch.linalg.solve(z[train].T @ z[train] + 0.01 * torch.eye(z.shape[1]), z[train].T @ b[train])
+    return ((z[~train] @ w).sign() == b[~train]).float().mean().item()
+'''),
+        ("chosen_on_others", '''\
+    z, b, shares = torch.cat([tokens, torch.ones(len(tokens), 1)], dim=1), background * 2.0 - 1, []
+    for alpha in (0.01, 0.1, 1, 10):
+        w = torch.linalg.solve(z[train].T @ z[train] + alpha * torch.eye(z.shape[1]), z[train].T @ b[train])
+        shares.append(((z[~train] @ w).sign() == b[~train]).float().mean().item())
+    return max(shares)
+'''),
     ],
     "ex_05_5": [
         ("masks", '''\
-    bird = batch["part_masks"].any(1).float()[:, None]
+    bird = dict(batch)["part_masks"].any(1).float()[:, None]
     union = F.adaptive_avg_pool2d(bird, vlm.grid).flatten(1)
     kept = torch.zeros_like(union).scatter(1, union.topk(30, dim=1).indices, 1).bool().view(-1, *vlm.grid)
     return kept, kept.roll(1, 0)
@@ -194,9 +207,7 @@ answer = means.loc["swap", "flipped"]
         ("not_repeatable", '''\
     maps = dealkit.explain(vlm, batch["image"], concepts, method="every_exit")
     union = dealkit.normalize_maps(maps).amax(1).flatten(1)
-    generator = torch.Generator()
-    generator.seed()
-    noise, places = torch.rand(union.shape, generator=generator), []
+    noise, places = torch.rand(union.shape), []
     for one in (union, noise):
         places.append(torch.zeros_like(one).scatter(1, one.topk(30, dim=1).indices, 1).bool().view(-1, *vlm.grid))
     return places[0], places[1]

@@ -132,6 +132,11 @@ answer = [sum(row % b == row % k for row in range(b * k)) for b, k in cases]
     ],
     "ex_06_6": [
         ("rejects_right", TEST.replace("steps=1", "steps=5")),
+        ("inconsistent", '''\
+    check_metric.calls = getattr(check_metric, "calls", 0) + 1
+    fidelity(lambda x, text: x.sum((1, 2, 3)), torch.rand(2, 3, 6, 6), torch.rand(2, 2, 6, 6), torch.rand(2, 2, 5))
+    assert check_metric.calls <= 2
+'''),
         ("blur", '''\
     torch.manual_seed(0)
     images, maps, texts = torch.rand(4, 3, 6, 6), torch.rand(4, 3, 6, 6), torch.rand(4, 3, 108)

@@ -7,18 +7,13 @@ import torch
 from scipy import stats
 
 from dealkit import metrics
-from dealkit.check.result import Hint, call, exercise, other, same
+from dealkit.check.result import Hint, Watched, call, exercise, first, other, same
 from dealkit.paths import data_path
 from dealkit.study import paired_differences
 from dealkit.training import DealConfig
 from dealkit.training.multipliers import Multipliers
 
 __all__ = ["ex_04_1", "ex_04_2", "ex_04_3", "ex_04_4", "ex_04_5"]
-
-
-def _first(*cases: tuple[str, bool, str]) -> Hint | None:
-    """The hint of the first mistake that was seen."""
-    return next((Hint(mistake, text) for mistake, seen, text in cases if seen), None)
 
 
 @exercise(start="Start with what else than DEAL's two terms separates the row from each row that you could subtract; "
@@ -29,23 +24,21 @@ def ex_04_1(answer):
     level = pd.read_csv(data_path("birdworld", "study.csv")).groupby("row")["accuracy"].mean()
     row, control, answer = level["ResNet, DEAL"], level["ResNet, contrastive only"], float(answer)
     near = lambda wanted, tolerance=0.0015: abs(answer - wanted) < tolerance
-    return None if near(row - control) else _first(
+    return None if near(row - control) else first(
         ("no_control", near(row), "This is the level at which the runs end. What do the same steps on the same images "
          "reach without the two terms? Subtract that."),
         ("other_control", near(row - level["contrastive only"]), "The row that you subtract was fine-tuned, but it is "
          "another network: your difference mixes the tower with the two terms."),
-        ("pretrained_as_control", near(row - level["pretrained"]), "The row that you subtract was not fine-tuned at "
-         "all. Fine-tuning alone may move the accuracy as well."),
+        ("pretrained_as_control", near(row - level["pretrained"]), "The row that you subtract was not fine-tuned. "
+         "Fine-tuning alone may move the accuracy as well."),
         ("sign", near(control - row), "The sign is wrong: the row minus its control, so that a loss is negative."),
-        ("percent", near(100 * (row - control), 0.15), "This is in percentage points; the accuracies of the table are "
-         "shares from 0 to 1."),
+        ("percent", near(100 * (row - control), 0.15), "These are percentage points; wanted is a share from 0 to 1."),
     ) or other("Two rows of the printed table differ in nothing but the two terms. Their names begin alike.")
 
 
 @exercise(start="Start on the coarse grid: how many places do the maps share, and how many does each one cover? Then "
                 "ask which of these counts grow when every place becomes four.",
-          right="The product counts places and grows with the grid, so its weight belongs to one grid; the two "
-                "ratios stay.")
+          right="The product grows with the grid, so its weight belongs to one grid; the two ratios stay.")
 def ex_04_2(answer):
     """Three numbers: (product, cosine, soft_iou)."""
     maps = torch.zeros(1, 2, 10, 10)
@@ -54,80 +47,77 @@ def ex_04_2(answer):
     wanted, coarse = ([metrics.overlap(m, kind) for kind in ("product", "cosine", "soft_iou")] for m in (fine, maps))
     product, cosine, soft_iou = (float(value) for value in answer)
     near = lambda value, target: same(value, target, atol=2e-3)
-    return None if near([product, cosine, soft_iou], wanted) else _first(
+    return None if near([product, cosine, soft_iou], wanted) else first(
         ("coarse_grid", near(product, coarse[0]), "This product belongs to the coarse grid. It is a sum over places: "
          "into how many places has the shared region been cut?"),
         ("mean_over_places", near(product, wanted[0] / 400), "You took the mean over places. The paper's product is "
          "their sum, which is why it depends on the grid."),
         ("product", not near(product, wanted[0]), "The first number is wrong. The product of zeros and ones is one "
          "where both maps are one; count these places on the fine grid."),
-        ("no_root", near(cosine, wanted[0] / 80 ** 2), "The cosine divides by the lengths of the two flattened maps, "
-         "and a length is the root of a sum of squares."),
+        ("no_root", near(cosine, wanted[0] / 80 ** 2), "A length is the root of a sum of squares: where is the root?"),
         ("all_grow", near(cosine, 4 * wanted[1]) or near(soft_iou, 4 * wanted[2]), "You let a ratio grow with the "
          "grid. Its numerator becomes four times as large; what happens to its denominator?"),
-        ("counted_twice", near(soft_iou, wanted[0] / 160), "Your union counts the shared places twice. At each place "
-         "the larger of the two values is added, once."),
+        ("counted_twice", near(soft_iou, wanted[0] / 160), "Your union counts the shared places twice: see its max."),
     ) or other("Shade both maps on squared paper and count three areas: shared, covered by one map, covered by any.")
 
 
-def _table(seed: int, seeds: int, gap: bool) -> pd.DataFrame:
-    """Runs of three rows in random order. Pairs differ far more than rows; gap: one run is missing, one is NaN."""
+def _table(seed: int, seeds: int) -> pd.DataFrame:
+    """Runs of three rows in random order, two metrics each. Pairs differ far more than rows."""
     rng = np.random.default_rng(seed)
-    lines = []
-    for pretrained in ("one", "two"):
-        for number in range(seeds):
-            level = 0.6 + 0.1 * rng.standard_normal()
-            for row, gain in (("control", 0), ("new", 0.03), ("another", 0.08)):
-                lines.append({"row": row, "pretrained": pretrained, "seed": number,
-                              "score": level + gain + 0.01 * rng.standard_normal()})
-    table = pd.DataFrame(lines)
-    if gap:
-        table.loc[table.eval("row == 'control' and seed == 0 and pretrained == 'two'"), "score"] = np.nan
-        table = table[~table.eval("row == 'new' and seed == 1 and pretrained == 'one'")]
+    runs = pd.MultiIndex.from_product([("one", "two"), range(seeds), ("control", "new", "another")],
+                                      names=["pretrained", "seed", "row"])
+    level = np.repeat(0.6 + 0.1 * rng.standard_normal((2 * seeds, 2)), 3, axis=0)
+    values = level + np.tile([[0], [0.03], [0.08]], (2 * seeds, 1)) + 0.01 * rng.standard_normal((6 * seeds, 2))
+    table = pd.DataFrame(values, runs, ["overlap_cosine", "mass_in_mask"]).reset_index()
     return table.sample(frac=1, random_state=seed).reset_index(drop=True)
 
 
 @exercise(start="Start by putting the runs of both rows beside each other: one line for each pretraining seed and "
                 "fine-tuning seed that both rows have.",
-          right="What the two runs of a pair share cancels, and the interval is as narrow as their differences "
-                "are steady.")
+          right="What the two runs of a pair share cancels; the interval is as narrow as differences are steady.")
 def ex_04_3(answer):
     """A function of (table, row, baseline, metric) that returns (mean, low, high)."""
-    for seed, seeds, gap in ((0, 3, False), (1, 4, True)):
-        table = _table(seed, seeds, gap)
-        mean, low, high = (float(x) for x in call(answer, table.copy(), "new", "control", "score"))
-        right = paired_differences(table, "control", ["score"]).set_index("row").loc["new"]
-        if same([mean, low, high], right[["mean", "low", "high"]].to_list(), atol=1e-6):
+    full = _table(1, 5)
+    gaps = full[~full.eval("row == 'new' and seed == 1 and pretrained == 'one'")].copy()     # a run is missing,
+    gaps.loc[gaps.eval("row == 'control' and seed == 0 and pretrained == 'two'"), "mass_in_mask"] = np.nan   # one NaN
+    for table, metric in ((_table(0, 3), "overlap_cosine"), (full, "mass_in_mask"), (gaps, "mass_in_mask")):
+        given = mean, low, high = [float(x) for x in call(answer, table.copy(), "new", "control", metric)]
+        right = paired_differences(table, "control", [metric]).set_index("row").loc["new"]
+        if same(given, right[["mean", "low", "high"]].to_list(), atol=1e-6):
             continue
-        if gap:
-            return Hint("missing_run", "With complete tables you are right. Here one run is missing and one is NaN: "
-                                       "such a pair is no pair, neither in the mean nor in the number n.")
-        return _what_interval(table, mean, (high - low) / 2) or other(
+        if table is gaps:                                               # right on the same table without the gaps
+            return Hint("missing_run", "Right with a complete table. Here one run is missing and one is NaN: such a "
+                                       "pair is no pair, neither in the mean nor in the number n.")
+        return _what_interval(table, metric, mean, (high - low) / 2) or other(
             "Test by hand with three pairs whose differences are 1, 2 and 3: the mean is 2, and s / sqrt(n) is 0.577.")
     return None
 
 
-def _what_interval(table: pd.DataFrame, mean: float, half: float) -> Hint | None:
-    one, base = (table[table["row"] == row].set_index(["pretrained", "seed"])["score"] for row in ("new", "control"))
-    d = one - base
-    crossed = one.reset_index().merge(base.reset_index(), on="seed").eval("score_x - score_y").to_numpy()
+def _what_interval(table: pd.DataFrame, metric: str, mean: float, half: float) -> Hint | None:
+    runs, controls = (table[table["row"] == row].set_index(["pretrained", "seed"]) for row in ("new", "control"))
+    one, base = runs[metric], controls[metric]
+    d, both = one - base, one.reset_index().merge(base.reset_index(), on="seed")
+    crossed = (both[metric + "_x"] - both[metric + "_y"]).to_numpy()
     near = lambda value, wanted: abs(value - wanted) < 2e-3 * abs(wanted)
     width = lambda d, df: stats.t.ppf(0.975, df) * np.std(d, ddof=1) / len(d) ** 0.5
     n, unit = len(d), width(d, len(d) - 1)
-    return _first(
+    if metric != "overlap_cosine" and near(mean, (runs["overlap_cosine"] - controls["overlap_cosine"]).mean()):
+        return Hint("fixed_metric", "The table has several metrics, and you always read one. Which argument names it?")
+    return first(
         ("no_control", near(mean, one.mean()), "Your mean is the level of the row. A level may be the work of lucky "
          "seeds, or of fine-tuning alone; the baseline must be subtracted."),
         ("sign", near(mean, -d.mean()), "The mean has the wrong sign: row minus baseline, so that a gain is positive."),
-        ("no_root", near(half, unit * n ** 0.5), "This is the spread of single differences. A mean over n of them is "
-         "steadier by the square root of n."),
+        ("no_root", near(half, unit * n ** 0.5), "This is the spread of single differences. Their mean is steadier."),
         ("file_order", near(half, width(one.to_numpy() - base.to_numpy(), n - 1)), "You subtracted the runs in the "
          "order in which the table lists them, which is not that of the seeds. Align them by name."),
         ("seed_alone", near(half, width(crossed, len(crossed) - 1)), "The fine-tuning seed alone does not name a pair, "
          "for runs from two pretraining seeds share it. Count your differences; there are too many."),
+        ("fixed_number", n != 6 and any(near(half, stats.t.ppf(0.975, 5) * d.std() / k ** 0.5) for k in (n, 6)), "This "
+         f"is right for six pairs, and here are {n}: count the pairs of the table that you are given."),
         ("unpaired", half > 1.5 * unit, "Your interval is several times too wide. It holds the scatter of the levels, "
          "which both runs of a pair share; take the spread of the differences."),
-        ("normal", any(near(half / unit * stats.t.ppf(0.975, n - 1), z) for z in (1.96, 2)), "You used the factor of a "
-         "normal distribution. With so few pairs the spread is itself uncertain, and Student's t is wider."),
+        ("normal", any(near(half / unit * stats.t.ppf(0.975, n - 1), z) for z in (1.96, 2)), "This is the factor of a "
+         "normal distribution. With few pairs the spread is itself uncertain, and Student's t is wider."),
         ("population", near(half, unit * (1 - 1 / n) ** 0.5), "Your standard deviation divides by n. The differences "
          "are taken from their own mean, so divide by n - 1."),
         ("degrees_of_freedom", any(near(half, width(d, k)) for k in (n - 2, n, 2 * n - 2, 2 * n - 1, 2 * n)),
@@ -148,19 +138,13 @@ def _ascend(weight, values, limit, rate, mistake: str) -> list[float]:
 
 
 _STEPS = {
-    "descent": "Your weight falls while the maps overlap more than the limit allows. The multiplier climbs where the "
-               "training descends.",
-    "multiplier": "These are the multipliers of the constraint R / limit <= 1. The weight of the loss is the "
-                  "multiplier divided by the limit.",
-    "mixed_units": "Your weight moves by the rate times (R / limit - 1). What moves by that amount is the multiplier, "
-                   "and the weight has another unit.",
-    "not_relative": "Your weight moves by the rate times (R - limit). In the equation the violation is relative, so "
-                    "that one rate serves two terms of very different sizes.",
+    "descent": "Your weight falls while the maps overlap too much. The multiplier climbs where the training descends.",
+    "multiplier": "These are the multipliers of R / limit <= 1. The weight of the loss is multiplier divided by limit.",
+    "mixed_units": "Your weight moves by the rate times (R / limit - 1). So does the multiplier, in another unit.",
+    "not_relative": "Your weight moves by the rate times (R - limit). In the equation the violation is relative.",
     "no_floor": "A weight is negative, and the loss rewards overlap. The multiplier of an inequality stops at zero.",
-    "floor_at_end": "The floor at zero lies under the finished list only. Below it the multiplier ran on and needs "
-                    "many steps to come back; each step needs the floor.",
-    "starts_anew": "Every step starts from the first weight. Each one goes on from where the last one stopped.",
-}
+    "floor_at_end": "The floor lies under the finished list only; below it the multiplier ran on. Each step needs it.",
+    "starts_anew": "Every step starts from the first weight. Each one goes on from where the last one stopped."}
 
 
 @exercise(start="Start with one step: turn the weight into the multiplier of the constraint R / limit <= 1, move that "
@@ -179,34 +163,37 @@ def ex_04_4(answer):
         if same(given, wanted, atol=1e-7):
             continue
         if any(same(given, ([weight] + wanted)[:length], atol=1e-7) for length in (len(values), len(values) + 1)):
-            return Hint("one_step_early", "Your list begins with the weight before the first step. Wanted is one "
-                                          "weight after each of the values.")
-        return _first(*((mistake, same(given, _ascend(*case, mistake), atol=1e-7), text)
+            return Hint("one_step_early", "Your list begins with the weight before the first step, not after it.")
+        return first(*((mistake, same(given, _ascend(*case, mistake), atol=1e-7), text)
                         for mistake, text in _STEPS.items())) or other(
             "Test by hand: weight 1, limit 1, rate 0.5 and the values 3 and 0 give the weights 2 and 1.5.")
     return None
 
 
 # What each row of the check's study shows beyond its control, on validation and on test birds: overlap, dead maps,
-# accuracy, mass in mask. "blunt" is best by its masks, and best of the admissible ones on the test split.
-_OUTCOMES = {"steady": {"validation": (-0.15, 0, 0, 0.06), "test": (-0.13, 0, 0, 0.05)},
-             "collapsed": {"validation": (-0.28, 0.4, 0, 0.02), "test": (-0.28, 0.4, 0, 0.02)},
-             "costly": {"validation": (-0.22, 0, -0.05, 0.08), "test": (-0.22, 0, -0.05, 0.08)},
-             "blunt": {"validation": (-0.05, 0, 0.005, 0.11), "test": (-0.2, 0, 0.01, 0.12)}}
+# accuracy, mass in mask. "steady" is right; "blunt" is best by its masks, and best of the admissible on the test split.
+_OUTCOMES = {"steady": {"validation": (-0.15, 0, 0, -0.1), "test": (-0.13, 0, 0, 0.05)},
+             "blunt": {"validation": (-0.05, 0, 0.005, 0.4), "test": (-0.2, 0, 0.01, 0.12)}} | {
+    kind: {"validation": outcome, "test": outcome} for kind, outcome in {
+        "collapsed": (-0.28, 0.4, 0, 0.02), "fading": (-0.23, 0.02, 0, 0.07),
+        "costly": (-0.24, 0, -0.05, 0.08), "slipping": (-0.22, 0, -0.02, 0.08)}.items()}
 
 
 class _Laboratory:
     """Stands in for `run`: outcomes that differ from seed to seed more than from row to row, and who asked for them."""
 
     def __init__(self, kinds: dict[str, str], accuracy: float):
-        self.kinds, self.accuracy, self.asked = kinds, accuracy, []
+        self.kinds, self.accuracy, self.asked, self.validation = kinds, accuracy, [], []
 
     def __call__(self, row, seed, split):
         self.asked.append((row, seed, split))
         overlap, dead, accuracy, mass = _OUTCOMES[self.kinds[row]][split] if row in self.kinds else (0, 0, 0, 0)
         luck = 0.02 * np.sin(5 * seed + (split == "test"))              # the same for all rows of a seed
-        return {"overlap_cosine": 0.3 + luck + overlap, "dead_maps": dead, "accuracy": self.accuracy + luck + accuracy,
-                "mass_in_mask": 0.3 + 4 * luck + mass + 0.002 * np.sin(7 * seed + len(self.kinds.get(row, "")))}
+        mass += 0.3 + 4 * luck + 0.002 * np.sin(7 * seed + len(self.kinds.get(row, "")))
+        found = Watched({"overlap_cosine": 0.3 + luck + overlap, "dead_maps": dead,
+                         "accuracy": self.accuracy + luck + accuracy, "mass_in_mask": mass})
+        self.validation += [found] if split == "validation" else []
+        return found
 
 
 @exercise(start="Start with the validation split: run all rows and the control with all seeds, and average what can be "
@@ -215,31 +202,43 @@ class _Laboratory:
                 "that had no part in the choice.")
 def ex_04_5(answer):
     """A function of (run, rows, control, seeds) that returns (the chosen row, its gain in mass in mask)."""
-    for names, control, seeds, accuracy in (("ABCD", "none", [0, 1, 2], 0.9), ("zyxw", "base", [5, 9, 11, 12], 0.7)):
-        kinds = dict(zip(names, ("collapsed", "costly", "blunt", "steady")))
-        lab = _Laboratory(kinds, accuracy)
+    bad = ["collapsed", "costly", "fading", "slipping"]
+    for names, control, seeds, accuracy in (("ABCDEF", "none", [0, 1, 2], 0.9), ("zyxwvu", "base", [5, 9, 11, 8], 0.7)):
+        lab = _Laboratory(dict(zip(names, [*bad, "blunt", "steady"])), accuracy)
         chosen, gain = call(answer, lab, sorted(names), control, list(seeds))
-        if hint := _what_choice(lab, kinds, control, seeds, chosen, float(gain)):
+        if hint := _what_choice(lab, control, seeds, chosen, float(gain)):
             return hint
-    return None
+    lab = _Laboratory(dict(zip("pqrs", bad)), 0.8)                      # nothing is admissible
+    try:
+        given = answer(lab, list("pqrs"), "plain", [3, 4])
+        good = given[0] == "plain" and same(float(given[1]), 0.0)
+    except Exception as error:
+        given, good = f"{type(error).__name__}: {error}", False
+    tested = {row for row, _, split in lab.asked if split == "test"}
+    return None if good and tested <= {"plain"} else Hint(
+        "nothing_admissible", f"With no admissible row your answer is {given}. What does the statement say then?")
 
 
-def _what_choice(lab, kinds, control, seeds, chosen, gain) -> Hint | None:
+def _what_choice(lab, control, seeds, chosen, gain) -> Hint | None:
     tested, seen = ({(row, seed) for row, seed, split in lab.asked if split == s} for s in ("test", "validation"))
+    read = any("mass_in_mask" in found.read for found in lab.validation)
     level = lambda row, split: np.mean([lab(row, seed, split)["mass_in_mask"] for seed in seeds])
-    kind, mean = kinds.get(chosen), level(chosen, "test") - level(control, "test")
-    return _first(
+    kind, mean = lab.kinds.get(chosen), level(chosen, "test") - level(control, "test")
+    runs = lambda row: len([name for name, _ in seen if name == row])
+    return first(
         ("chosen_on_test", bool({row for row, _ in tested} - {chosen, control}), "More rows than the chosen one and "
          "its control were run on the test split. A result on birds that took part in the choice is too good."),
         ("other", kind is None, "Return a row's name first, then its gain; here one of the rows is admissible."),
-        ("one_seed", len([row for row, _ in seen if row == chosen]) < len(seeds), "The choice rests on a part of the "
-         "seeds. A row that wins with one of them may have been lucky; use all that you are given."),
-        ("collapse", kind == "collapsed", "The chosen row has the least overlap, and many maps that are zero "
-         "everywhere. Such maps overlap with nothing; look at the other columns."),
-        ("accuracy_lost", kind == "costly", "The chosen row loses several points of accuracy against the control. "
-         "Compare each row with the control before you compare overlaps."),
+        ("one_seed", runs(chosen) < len(seeds), "The choice rests on a part of the seeds. A row that wins with one of "
+         "them may have been lucky."),
+        ("collapse", kind == "collapsed", "The chosen row has the least overlap and many dead maps, which overlap with "
+         "nothing. Look at the other columns."),
+        ("accuracy_lost", kind == "costly", "The chosen row loses several points of accuracy against the control."),
+        ("dead_limit", kind == "fading", "Two in a hundred maps of the chosen row are dead. How many are admissible?"),
+        ("accuracy_limit", kind == "slipping", "The chosen row's accuracy is 0.02 below the control's: too much."),
         ("masks", kind == "blunt", "The chosen row is not the admissible one with the least overlap on validation "
          "birds, but the best by its masks. Masks may report, not choose."),
+        ("control_seeds", runs(control) < len(seeds), "The control's accuracy rests on some of the seeds, not on all."),
         ("no_control", same(gain, level(chosen, "test")), "Your gain is the level of the chosen row. Fine-tuning alone "
          "reaches some level, too: subtract the control's."),
         ("reported_on_validation", same(gain, level(chosen, "validation") - level(control, "validation")), "The gain "
@@ -247,4 +246,5 @@ def _what_choice(lab, kinds, control, seeds, chosen, gain) -> Hint | None:
         ("unpaired_seeds", tested != {(row, seed) for row in (chosen, control) for seed in seeds}, "On the test split "
          "the chosen row and its control were not run with all the same seeds, which differ by more than rows do."),
         ("other", not same(gain, mean), "The gain is wrong: mass in mask on test birds, row minus control, all seeds."),
-    )
+        ("masks_read", read, "Right, but mass_in_mask was read on validation birds. The choice may not know it: "
+         "read it on the test split only."))

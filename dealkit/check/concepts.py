@@ -40,7 +40,7 @@ def ex_01_1(answer):
     """A set of letters from "a" to "h", such as {"a", "b"}."""
     found = check_concepts(ConceptBank("jay", {"Blue Jay": list(_JAY.values())}), count=len(_JAY))
     wanted = {letter for letter, phrase in _JAY.items() if phrase in set(found["concept"])}
-    given = set(answer)
+    given = {letter.strip().lower() for letter in answer} - {"", ","}
     if given - set(_JAY):
         raise ValueError("the lines have the letters a to h")
     if given - wanted:
@@ -142,7 +142,7 @@ def ex_01_4(answer):
         species[1] = species[0]
         species[1, -1] = (species[0, -1] + 1) % colours                                       # twins
         worlds.append((species, colours))
-    values = [int(call(answer, species.clone(), colours)) for species, colours in worlds]
+    values = [float(call(answer, species.clone(), colours)) for species, colours in worlds]
 
     def counts(rule, first=0):
         def candidates(species, colours):
@@ -151,6 +151,9 @@ def ex_01_4(answer):
 
     if values == counts(lambda different: (different >= 2).all(1)):
         return None
+    if broken := [value for value in values if value % 1]:
+        return Hint("not_whole", f"You return {broken[0]:.3f}, but birds are counted in whole numbers. A chance for "
+                                 "each species, multiplied, treats the species as if none of them were alike.")
     if values == [c ** s.shape[1] - len(s) * (1 + s.shape[1] * (c - 1)) for s, c in worlds]:
         return Hint("counted_twice", "You take away every species with its neighbours. Twins are neighbours, so some "
                                      "birds belong to two species and are taken away twice.")

@@ -6,12 +6,9 @@ from functools import lru_cache
 import torch
 from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity, interpolate
 
-from dealkit import metrics
-from dealkit.check.result import Hint, call, exercise, other, same
-from dealkit.datasets.birdworld import Birdworld
-from dealkit.maps import explain
-from dealkit.models import load_model
-from dealkit.normalize import normalize_maps
+from dealkit import explain, load_model, metrics, normalize_maps
+from dealkit.check.result import Hint, call, exercise, other, recognise, same
+from dealkit.datasets import Birdworld
 
 __all__ = ["ex_02_1", "ex_02_2", "ex_02_3", "ex_02_4", "ex_02_5", "ex_02_6"]
 
@@ -29,7 +26,7 @@ DOUBTS = {"A": ("interchangeable", "other part", "It compares the five maps of o
 
 def _recognise(value, wrong: dict, atol: float = 1e-4) -> Hint | None:
     """The hint of the first mistake whose value this is: `wrong` maps its name to (value, text)."""
-    return next((Hint(name, text) for name, (expected, text) in wrong.items() if same(value, expected, atol)), None)
+    return recognise(value, {name: (text, expected) for name, (expected, text) in wrong.items()}, atol)
 
 
 @exercise(start="Take doubt A first, suppose that it is true, and ask which row would then score as high as the maps.",
@@ -58,8 +55,7 @@ def ex_02_2(answer):
     return _recognise(float(answer), {
         "correlation": (0.0, "The maps are not correlated, but a correlation takes the means away first, and equation "
                              "(5) does not. What is the product of two numbers that are never negative?"),
-        "no_length": (1 / 4, "That is the mean of the products. The cosine also divides by the two lengths, and a "
-                             "length is the root of a sum of squares."),
+        "no_length": (1 / 4, "That is the mean of the products. A cosine also divides by two lengths, with roots."),
         "no_root": (9 / 4, "A cosine is at most 1. Each length is the root of a sum of squares: take the roots."),
         "variance": (3.0, "A cosine is at most 1. A variance takes the mean away first, and a length does not."),
         "read_off": (0.74, "That is what one sample on a grid of 10 by 10 shows. Compute the limit of a fine grid.")},
@@ -91,8 +87,9 @@ def ex_02_3(answer):
         factors[axis] = attention.detach(), *torch.autograd.grad(score(attention).sum(), attention)
     (attention, gradient), across = factors[-1], torch.mul(*factors[1])
     product, cls = attention * gradient, "Drop CLS, and only CLS: it is the first token and has no place in the image."
-    if value.shape[-1] == logits.shape[-1]:
-        return Hint("cls_kept", cls)
+    if value.shape != expected.shape:
+        return Hint("cls_kept", cls) if value.shape[-1:] == logits.shape[-1:] else Hint("shape", (
+            f"Your result is {tuple(value.shape)}. Each of the 4 images has one map {tuple(expected.shape[1:])}."))
     return _recognise(value.flatten(1), {
         "cls_kept": (product[:, :, :-1].relu().mean(1), cls),
         "softmax_axis": (across[:, :, 1:].relu().mean(1), "Your softmax runs over the heads. One head shares out its "
@@ -101,13 +98,15 @@ def ex_02_3(answer):
                            "gradient of the score enters your result."),
         "gradient_only": (gradient[:, :, 1:].relu().mean(1), "This is the gradient alone. A patch that CLS does not "
                           "read at all can be high in it; equation (2) has a second factor."),
+        "mean_of_scores": ((expected / 4).flatten(1), "All values are too small by one factor: what, for 4 images?"),
         "no_relu": (product[:, :, 1:].mean(1), "Your map has negative values: evidence against the concept was set off "
                     "against evidence for it. Equation (3) keeps only what is positive."),
         "relu_after_mean": (product[:, :, 1:].mean(1).relu(), "Your ReLU comes after the mean, so a head that argues "
                             "against the text silences one that argues for it."),
         "heads_first": ((attention.mean(1) * gradient.mean(1))[:, 1:].relu(), "You averaged over the heads before you "
                         "multiplied. The mean of products is not the product of means.")}, atol=1e-6) or other(
-        "Compare with dealkit.explain(vlm, images, text_emb[:, None])[:, 0], step by step: attention, gradient, map.")
+        "split = vlm.tower.split(images) has the attention (.variable; its log can be the logits) and leads on to the "
+        "embedding (.head), whose cosine with a text is the score: compare with dealkit.explain, step by step.")
 
 
 @exercise(start="Find the smallest and the largest value of each map on its own; keepdim=True lets you subtract it.",
@@ -118,24 +117,21 @@ def ex_02_4(answer):
     scale = 10 ** (-4 * torch.rand(3, 4, 1, 1, generator=generator))        # as different in height as real maps
     maps = scale * (0.3 + torch.rand(3, 4, 5, 6, generator=generator))
     maps[0, 0], maps[1, 1] = 0.5, 1e-4 * torch.rand(5, 6, generator=generator)      # a constant map, and a faint one
-    value, m = call(answer, maps.requires_grad_()), maps.detach()
+    value, m = torch.as_tensor(call(answer, maps.requires_grad_())), maps.detach()
     expected, low, high = normalize_maps(maps), m.amin((-2, -1), True), m.amax((-2, -1), True)
-    if not value.isfinite().all():
-        return Hint("constant", "A constant map became NaN or infinite: its range is zero. It must become all zero.")
-    lowest, highest = m.amin((1, 2, 3), True), m.amax((1, 2, 3), True)
     wrong = {
         "batch": ((m - m.min()) / (m.max() - m.min()), "You used one minimum and one maximum for the whole batch, so a "
                   "map depends on its neighbours: stretch one alone, then beside others, and compare."),
-        "per_image": ((m - lowest) / (highest - lowest), "The concepts of an image share one range in your result. A "
-                      "faint map beside a strong one stays faint, whatever its shape."),
+        "per_image": ((m - low.amin(1, True)) / (high.amax(1, True) - low.amin(1, True)), "The concepts of an image "
+                      "share one range in your result: a faint map beside a strong one stays faint."),
         "no_minimum": (m / high, "The largest value is 1 now, but the smallest is not 0: equation (4) takes it away."),
-        "epsilon": ((m - low) / (high - low + 1e-6), "The largest value of a faint map stays below 1. Relevance can be "
-                    "as small as 0.0001, so what you add to the range must be far smaller.")}
-    if not same(value[1:], expected[1:]):
+        "epsilon": (expected.detach() * value.detach().amax((-2, -1), True), "The largest value of a faint map stays "
+                    "below 1. Relevance is often 0.0001: what you add to the range must be far smaller.")}
+    if not same(value[1:] - expected[1:], 0 * expected[1:], atol=2e-4):        # finer than the gradient is looked at
         return _recognise(value[1:], {name: (maps[1:], text) for name, (maps, text) in wrong.items()}) or other(
             "Test by hand: the map [[1, 2], [3, 5]] becomes [[0, 0.25], [0.5, 1]], whatever lies beside it.")
     if not same(value, expected):
-        return Hint("constant", "A constant map must become zero everywhere: it points nowhere, and counts as dead.")
+        return Hint("constant", "A constant map has the range 0, and must become zero everywhere: neither NaN nor one.")
     if not value.requires_grad:
         return Hint("detached", "The values are right, but no gradient reaches the maps, so that a loss on them would "
                                 "train nothing. Look for detach, no_grad, numpy or item.")
@@ -151,13 +147,16 @@ def ex_02_4(answer):
 
 
 def _birds():
-    """Six images and four parts; some are hidden, one map has a plateau of 2 x 2 patches, another is constant."""
+    """Six images and four parts; some are hidden, one map has a plateau, one is constant, and two have a near-tie."""
     generator = torch.Generator().manual_seed(25)
     maps = 0.9 * torch.rand(6, 4, 5, 6, generator=generator)
     masks = interpolate(torch.rand(6, 4, 5, 6, generator=generator), size=(20, 24), mode="bilinear") > 0.5
     maps[0, 0, 1:3, 2:4], masks[0, 0], masks[0, 0, :9, :12] = 1, False, True        # part of the plateau is on the part
     maps[1, 1], masks[1, 1, :3, :3] = 0.5, True
     masks[2, 0], masks[3:5, 1], masks[5, 3] = False, False, False
+    for image, part, scale in ((3, 2, 1), (4, 3, 1e-3)):               # the second is as faint as relevance
+        maps[image, part, :2, :2], maps[image, part, 3:, 4:] = 1, 1 - 5e-6
+        maps[image, part], masks[image, part] = scale * maps[image, part], torch.arange(20)[:, None] < 8
     return maps, masks
 
 
@@ -169,9 +168,8 @@ def ex_02_5(answer):
     hits, seen = metrics.pointing_game(maps, masks, reduction="none"), masks.flatten(2).any(-1)
     value = torch.as_tensor(call(answer, maps.clone(), masks.clone()))
     if value.shape != (4,):
-        return Hint("shape", f"Your result has shape {tuple(value.shape)}. One score for each part is asked, so the "
-                             "mean runs over the images and over nothing else.")
-    if same(value, hits.nanmean(0)):
+        return Hint("shape", f"Your result is {tuple(value.shape)}. Each part has one score, a mean over images alone.")
+    if same(value, right := hits.nanmean(0)):
         return None
     if value.isnan().any():
         return Hint("nan", "A hidden part made the mean of its concept NaN. Leave such an image out of that mean.")
@@ -179,9 +177,12 @@ def ex_02_5(answer):
     def mean(hits):
         return hits.float().where(seen, torch.nan).nanmean(0)
     fine, share = interpolate(maps, size=(20, 24), mode="bilinear"), adaptive_avg_pool2d(masks.float(), (5, 6))
-    peak, coarse = (x >= x.amax((-2, -1), True) - 1e-6 for x in (fine, maps))
-    part = (peak & masks).sum((-2, -1)) / peak.sum((-2, -1))                # as `hits`, but a constant map is all peak
+    loose, coarse = (x >= x.amax((-2, -1), True) * (1 - 1e-5) for x in (fine, maps))         # near-ties are ties here
+    loose = mean((loose & masks).sum((-2, -1)) / loose.sum((-2, -1)))
     first = masks.flatten(2).gather(2, fine.flatten(2).argmax(-1, True))[..., 0]
+    single = {"dead": "A constant map has the area of the part as its score. It points nowhere: count a miss.",
+              "near_tie": "You take pixels for equally high that are 5 millionths of the map's range apart, not one.",
+              "absolute": "Your millionth is not one of the map's range: a faint map has ties with you that are none."}
     return _recognise(value, {
         "hidden": (hits.nan_to_num(0).mean(0), "Hidden parts count as misses in your score. No map can find what is "
                    "not in the picture: leave these images out for that part."),
@@ -189,10 +190,10 @@ def ex_02_5(answer):
                     "and a constant map, where all are equal, misses."),
         "plateau_any": (mean(hits > 0), "A peak that only touches the part counts as a full hit in your score. Count "
                         "the share of the equally high pixels that lie on it."),
-        "dead": (mean(part), "A constant map is at its highest everywhere, and got the area of the part as its score. "
-                 "It points nowhere: count a miss."),
         "coarse": (mean((coarse & (share > 0.5)).flatten(2).any(-1)), "You brought the masks down to the grid of the "
-                   "maps, so that a patch on the border is all part or none. Enlarge the maps.")}) or other(
+                   "maps, so that a patch on the border is all part or none. Enlarge the maps.")}) or next((
+            Hint(name, text) for part, (name, text) in enumerate(single.items(), 1)
+            if same(value[part], loose[part]) and not same(value[part], right[part])), None) or other(
         "Compare with metrics.pointing_game(maps, masks, reduction='none'): one value for each image and part.")
 
 

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -34,7 +36,8 @@ class Result:
         return self.passed
 
     def __repr__(self) -> str:
-        return f"{self.exercise}: {'right.' if self.passed else 'not yet.'} {self.text}"
+        said = f"{self.exercise}: {'right.' if self.passed else 'not yet.'} {self.text}"
+        return "\n".join(fill(line, 100, break_on_hyphens=False) for line in said.split("\n"))
 
 
 class _Blank(Exception):
@@ -42,7 +45,7 @@ class _Blank(Exception):
 
 
 class _Stopped(Exception):
-    """The student's code raised an exception, which is the cause of this one."""
+    """The student's code raised an exception, which is the cause of this one; the message says where, and on what."""
 
 
 def exercise(start: str, right: str) -> Callable[[Callable[[Any], Hint | None]], Callable[[Any], Result]]:
@@ -69,7 +72,7 @@ def exercise(start: str, right: str) -> Callable[[Callable[[Any], Hint | None]],
                 return Result(name, False, "start", start)
             except _Stopped as stop:
                 cause = stop.__cause__
-                return Result(name, False, "error", f"Your code stopped with {type(cause).__name__}: {cause}")
+                return Result(name, False, "error", f"Your code stopped{stop}: {type(cause).__name__}: {cause}")
             except Exception as error:                           # the form of the answer, not its value, is wrong
                 return Result(name, False, "error", f"This answer cannot be read ({type(error).__name__}: {error}). "
                                                     f"Wanted: {wanted}")
@@ -87,7 +90,12 @@ def call(function: Callable, *args: Any, **kwargs: Any) -> Any:
     except NotImplementedError:
         raise _Blank from None
     except Exception as error:
-        raise _Stopped from error
+        code = getattr(function, "__code__", None)               # the last line of the student's, not of what it called
+        lines = [frame.line for frame in traceback.extract_tb(error.__traceback__)
+                 if code and frame.filename == code.co_filename]
+        shapes = ", ".join(str(tuple(x.shape)) for x in args if isinstance(x, torch.Tensor))
+        raise _Stopped((f" in the line `{lines[-1]}`" if lines and lines[-1] else "")
+                       + (f", on tensors of shape {shapes}" if shapes else "")) from error
     if _is_blank(value):
         raise _Blank
     return value
@@ -100,8 +108,37 @@ def same(value: Any, expected: Any, atol: float = 1e-4) -> bool:
 
 
 def other(text: str) -> Hint:
-    """The hint of last resort: the answer is wrong, and the check does not know why. Say what would be right to test."""
+    """The hint of last resort: the answer is wrong, and the check does not know why. Say what to test."""
     return Hint("other", text)
+
+
+def first(*cases: tuple[str, bool, str]) -> Hint | None:
+    """The hint of the first mistake that was seen; a case is (mistake, seen, text)."""
+    return next((Hint(mistake, text) for mistake, seen, text in cases if seen), None)
+
+
+def recognise(value: Any, mistakes: dict[str, tuple], atol: float = 1e-4) -> Hint | None:
+    """The hint of the first mistake that gives this value; `mistakes`: its name -> (text, one or more values)."""
+    return next((Hint(mistake, text) for mistake, (text, *values) in mistakes.items()
+                 if any(same(value, wrong, atol) for wrong in values)), None)
+
+
+class Watched(dict):
+    """A dict that notes in `read` which entries were asked for by name.
+
+    A copy, as by `dict(batch)`, notes nothing: where that matters, ask again with other values and compare.
+    """
+
+    def __init__(self, values: dict[str, Any]):
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self else default
 
 
 def _is_blank(value: Any) -> bool:

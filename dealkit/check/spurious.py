@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dealkit.check.result import Hint, call, exercise, other, same
+from dealkit.check.result import Hint, Watched, call, exercise, first, other, same
 from dealkit.concepts import load_concepts
 from dealkit.datasets import Birdworld
 from dealkit.maps import explain
@@ -20,11 +20,6 @@ from dealkit.training.swap import kept_places
 __all__ = ["ex_05_1", "ex_05_2", "ex_05_3", "ex_05_4", "ex_05_5"]
 
 
-def _first(*cases: tuple[str, bool, str]) -> Hint | None:
-    """The hint of the first mistake that was seen."""
-    return next((Hint(mistake, text) for mistake, seen, text in cases if seen), None)
-
-
 @exercise(start="Start with 100 birds and four boxes: right at home or not, right away or not. In which boxes must the "
                 "prediction have changed, and in which may it have?",
           right="Two accuracies only bound the flip rate. Errors that cancel are flips, too.")
@@ -34,7 +29,7 @@ def ex_05_1(answer):
     lowest, highest = home - away, (1 - home) + (1 - away)
     low, high = (float(value) for value in answer)
     near = lambda value, wanted: abs(value - wanted) < 1e-3
-    return None if near(low, lowest) and near(high, highest) else _first(
+    return None if near(low, lowest) and near(high, highest) else first(
         ("percent", high > 1, "Give shares from 0 to 1; a flip rate above one would be more birds than there are."),
         ("order", near(high, lowest) and near(low, highest), "Both ends are right and in the wrong order: the lowest "
          "flip rate comes first."),
@@ -60,7 +55,7 @@ def ex_05_2(answer):
     errors = 1 - (1 - right("swap")) / (1 - right("contrastive only"))
     answer = float(answer)
     near = lambda wanted: abs(answer - wanted) < 0.005
-    return None if near(1 - swap / control) else _first(
+    return None if near(1 - swap / control) else first(
         ("pretrained_as_control", near(1 - swap / before), "You count from the pretrained model. Fine-tuning alone "
          "removes some flips, too; what the exchange adds is seen against the same steps without it."),
         ("weak_control", near(1 - swap / level.loc["swap, centre kept", "flipped"]), "You count from the exchange with "
@@ -105,7 +100,7 @@ def _what_shortcut(flips, worst, predicted, predicted_other, label, background) 
     flipped, home = predicted != predicted_other, label % 2
     worst_of = lambda groups: worst_group_accuracy(correct, groups)
     group = [share(correct[(home == h) & (background == b)]) for h in (0, 1) for b in (0, 1)]
-    return _first(
+    return first(
         ("difference", same(abs(flips), abs(share(correct) - share(correct_other))), "Your flip rate is a difference "
          "of two accuracies. Two birds that change in opposite ways cancel there; compare the names, bird by bird."),
         ("right_to_wrong", same(flips, share(correct & ~correct_other)), "You count only birds that were right and "
@@ -143,13 +138,13 @@ def ex_05_4(answer):
     # 1: nothing to read, but nearly as many numbers a bird as birds. 2: easy to read, with a mean far from zero.
     # 3: what tells the background in `train` tells the opposite of most of the others.
     chance = ask(noise, background)
-    easy = ask(torch.stack([rare * 2.0 + 3, 0.01 * noise[:, 0]], 1), rare)
+    easy = ask(torch.stack([rare * 2 + 3 + 0.1 * noise[:, 1], 0.01 * noise[:, 0]], 1), rare)
     turned = torch.where(train | keeps, 1.0, -1.0) * (background * 2.0 - 1)
-    opposite = ask(torch.stack([turned, 0.1 * noise[:, 1]], 1), background)
+    opposite = ask(torch.stack([turned + 0.1 * noise[:, 2], 0.1 * noise[:, 1]], 1), background)
     kept, by_chance = keeps[~train].float().mean().item(), abs(chance - 0.5) < 0.2
     if by_chance and easy > 0.95 and abs(opposite - kept) < 0.02:
-        return None
-    return _first(
+        return _what_leaks(ask, train, rare, noise)
+    return first(
         ("wrong_rate", easy < 0.05, "You return the share of wrong answers; asked is the share of right ones."),
         ("same_birds", not by_chance and opposite > 0.95, "On tokens of pure noise your probe is nearly always right: "
          "it is asked about the birds that it was fitted on."),
@@ -168,24 +163,29 @@ def ex_05_4(answer):
     ) or other("Test by hand with tokens of one number that equals the background: every bird must be read.")
 
 
-class _Watched(dict):
-    """A batch that notes what was read from it."""
-
-    def __init__(self, values):
-        super().__init__(values)
-        self.read = set()
-
-    def __getitem__(self, name):
-        self.read.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name, default=None):
-        return self[name] if name in self else default
+def _what_leaks(ask, train, rare, noise) -> Hint | None:
+    """What the birds outside of `train` must not touch: the scale of the tokens, and settings such as alpha."""
+    sign, outside = rare * 2.0 - 1, ~train & (torch.arange(240) % 3 == 0)
+    far = torch.stack([4 + sign * (1 + 1e4 * outside) + 0.1 * noise[:, 1], 0.01 * noise[:, 0]], 1)     # far, and easy
+    # The first number tells all in `train`, the second most; outside they disagree, and alpha decides between both.
+    # Turn the labels outside around, and every right answer must become a wrong one.
+    one, two = sign * torch.where(train, 1, -1), sign * torch.where(train & (noise[:, 2] < -1), -1, 1)
+    sums = []
+    for scale in (0.005, 0.015, 0.05, 0.15, 0.5):                       # one for each alpha that decides
+        sums.append(0)
+        for labels in (rare, torch.where(train, rare, 1 - rare)):
+            torch.manual_seed(0), np.random.seed(0)                    # a classifier may start at random
+            sums[-1] += ask(torch.stack([scale * one, 5 * two], 1), labels)
+    return first(
+        ("scaled_on_all", ask(far, rare) < 0.95, "Easy tokens are read badly as soon as some birds outside of `train` "
+         "have very large ones. What did these birds set?"),
+        ("chosen_on_others", max(sums) > 1.02, "Turn the labels outside of `train` around, and right must become "
+         "wrong. Your two shares add up to more than 1: something, such as alpha, was chosen by these labels."))
 
 
 @lru_cache(maxsize=1)
 def _model_and_birds():
-    return load_model("birdworld-vit"), Birdworld("train", n=12, seed=7), load_concepts("birdworld")
+    return load_model("birdworld-vit", device="cpu"), Birdworld("train", n=12, seed=7), load_concepts("birdworld")
 
 
 @exercise(start="Start with the maps of each bird's five concepts by the method \"every_exit\", and their union; the "
@@ -199,12 +199,12 @@ def ex_05_5(answer):
     concepts = [bank[birds.categories[y]] for y in batch["label"]]
 
     def ask(values):
-        torch.manual_seed(0)                                           # a control may draw from torch's own numbers
-        watched = _Watched(values)
+        watched = Watched(values)
         kept, control = call(answer, vlm, watched, concepts)
         return torch.as_tensor(kept).bool(), torch.as_tensor(control).bool(), watched.read
 
     kept, control, read = ask(batch)
+    again, lies = ask(batch)[1], {"part_masks": ~batch["part_masks"], "background": 1 - batch["background"]}
     if kept.shape != (6, *vlm.grid) or control.shape != kept.shape:
         return Hint("shape", f"The shapes are {tuple(kept.shape)} and {tuple(control.shape)}; wanted is one place for "
                              f"each patch of the model's grid, {(6, *vlm.grid)}, in both.")
@@ -213,11 +213,14 @@ def ex_05_5(answer):
     counts = [set(k.flatten(1).sum(1).tolist()) for k in (kept, control)]
     stretched = normalize_maps(maps)
     of = lambda union: kept_places(union[:, None], 0.3)
-    hint = _first(
-        ("masks", "part_masks" in read, "Your function read `part_masks`. With masks the exchange would be an upper "
-         "bound and no method: on photographs there are none."),
-        ("background", "background" in read, "Your function read the label of the background. Who has that label does "
-         "better to draw balanced batches."),
+    # A copy of the batch is not watched. A control that is drawn anew changes anyway, and is judged below.
+    changes = lambda name: torch.equal(control, again) and not all(
+        map(torch.equal, (kept, control), ask(batch | {name: lies[name]})))
+    hint = first(
+        ("masks", "part_masks" in read or changes("part_masks"), "Your function read `part_masks`. With masks the "
+         "exchange would be an upper bound and no method: on photographs there are none."),
+        ("background", "background" in read or changes("background"), "Your function read the label of the background. "
+         "Who has that label does better to draw balanced batches."),
         ("no_control", torch.equal(kept, control), "Both arms keep the same places, so that nothing could differ "
          "between them. What would keep as much and know less?"),
         ("threshold", len(counts[0]) > 1, "The number of kept places differs from bird to bird. A share of the places "
@@ -234,8 +237,8 @@ def ex_05_5(answer):
          "only the head's map shows has a low mean, and the head is cut off; a union is wanted."),
         ("other", not agree(kept, kept_places(maps, 0.3)), "The first tensor is not the 30 highest places of the "
          "union; count the kept places, and draw one."),
-        ("not_repeatable", not torch.equal(control, ask(batch)[1]), "Two calls with one seed gave two controls. Draw "
-         "from a generator with a fixed seed, so that others can repeat it."))
+        ("not_repeatable", not torch.equal(control, again), "Two calls gave two controls. Draw from a generator "
+         "with a fixed seed, so that others can repeat it."))
     for i in range(6 if hint is None else 0):                            # another bird in place i, and in no other
         changed = {name: torch.cat([x[:i], spare[name][i:i + 1], x[i + 1:]]) for name, x in batch.items()}
         if not torch.equal(ask(changed)[1][i], control[i]):

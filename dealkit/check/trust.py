@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from dealkit import metrics, normalize_maps
-from dealkit.check.result import Hint, call, exercise, other, same
+from dealkit.check.result import Hint, call, exercise, first, other, recognise, same
 from dealkit.paths import data_path
 
 __all__ = ["ex_06_1", "ex_06_2", "ex_06_3", "ex_06_4", "ex_06_5", "ex_06_6"]
@@ -64,10 +64,9 @@ def ex_06_2(answer):
                        "You let both numbers start again. Only images do; the bird of the concept stays for K rows."),
         "distinct_images": (count([{row % b for row in found} for found, (b, _) in zip(rows, cases)]),
                             "These are images that match at least once. Count rows: in (4, 6) one may match twice.")}
-    for mistake, (numbers, text) in mistakes.items():
-        if given == numbers:
-            return Hint(mistake, text)
-    return None if given == count(rows) else other(
+    if given == count(rows):
+        return None
+    return recognise(given, {mistake: (text, numbers) for mistake, (numbers, text) in mistakes.items()}) or other(
         "Test your rule on B = 2, K = 3: images 0 1 0 1 0 1 meet birds 0 0 0 1 1 1, right in rows 0, 2, 3 and 5.")
 
 
@@ -93,10 +92,8 @@ def ex_06_3(answer):
         "equal_classes": (lambda b, p, c: b * (b - 1) / c, "Right if all classes are equally frequent: you count "
                                                            "classes, and do not look at how frequent each is."),
         "share": (lambda b, p, c: p, "That is the probability for one pair. How many ordered pairs has a batch?")}
-    for mistake, (of, text) in mistakes.items():
-        if same(given, formula(of)):
-            return Hint(mistake, text)
-    return other("Two cases by hand: one class alone gives B (B - 1); two images from two equal classes give 1.")
+    return recognise(given, {mistake: (text, formula(of)) for mistake, (of, text) in mistakes.items()}) or other(
+        "Two cases by hand: one class alone gives B (B - 1); two images from two equal classes give 1.")
 
 
 def _own_image(batch, concepts):
@@ -168,10 +165,9 @@ def ex_06_4(answer):
              "not_clamped": "Some fractions exceed 1: a score may overshoot that of the image. See the equation.",
              "one_direction": "A change in the wrong direction is 0 with you; the numerator of the equation has bars.",
              "divided_by_score": "The last step must give 1 for each pair. Which denominator makes sure of that?"}
-    for mistake, text in texts.items():
-        if same(found["value"][defined], found[mistake][defined]):
-            return Hint(mistake, text)
-    return other("Test a bright bar on black, a map that is the bar, and the bar's mean as score: each step is 1.")
+    guesses = {mistake: (text, found[mistake][defined]) for mistake, text in texts.items()}
+    return recognise(found["value"][defined], guesses) or other(
+        "Test a bright bar on black, a map that is the bar, and the bar's mean as score: each step is 1.")
 
 
 @exercise(start="Which maps share no pixel, and still leave no pixel out? Draw them on 4 x 4 pixels for K = 3.",
@@ -224,14 +220,6 @@ def ex_06_6(answer):
             return False
         return call(attempt)
 
-    if rejects():
-        return Hint("rejects_right", "A right metric fails an assertion. Assert what is exactly known: random "
-                                     "maps have no known fidelity, except with all pixels inserted.")
-    if not calls:
-        return call(lambda: None)                            # the metric was never run: an empty answer
-    if rejects(blur=_light_blur):
-        return Hint("blur", "A right metric with a lighter blur fails one of your assertions. Do not compare with one "
-                            "implementation: assert what holds for every blur, with a score that any blur changes.")
     faults = {
         "red": (dict(channels=[0]), "The metric that inserts red only passes. Does your score read green and blue, and "
                                     "do you ask for the value with all pixels inserted?"),
@@ -242,7 +230,20 @@ def ex_06_6(answer):
                     "next image passes. Assert which pairs are undefined, and not only how many."),
         "vanishing": (dict(drop=True), "A metric that is NaN for a whole batch once a pair is undefined passes. "
                                        "Put an undefined pair beside defined ones.")}
-    missed = [mistake for mistake, (fault, _) in faults.items() if not rejects(**fault)]
-    if len(missed) == len(faults):
-        return Hint("asserts_nothing", "No fault raises an AssertionError: a comparison without assert stops nothing.")
-    return Hint(missed[0], faults[missed[0]][1]) if missed else None
+    # Right metrics stand among the faulty ones, so that no counting of calls tells them apart.
+    order = ["red", "right", "misaligned", "light", "other_channel", "vanishing", "right", "light", "shifted", "right"]
+    metric_of = {"right": {}, "light": dict(blur=_light_blur)} | {name: fault for name, (fault, _) in faults.items()}
+    found = [(name, rejects(**metric_of[name])) for name in order]
+    if not calls:
+        return call(lambda: None)                            # the metric was never run: an empty answer
+    right, light = ({rejected for name, rejected in found if name == kind} for kind in ("right", "light"))
+    missed = [mistake for mistake in faults if (mistake, False) in found]
+    return first(
+        ("inconsistent", len(right) > 1 or len(light) > 1, "One metric passes once and fails once. Let nothing but the "
+         "metric decide: no counter, and no random numbers without a seed."),
+        ("rejects_right", True in right, "A right metric fails an assertion. Assert what is exactly known: random maps "
+         "have no known fidelity, except with all pixels inserted."),
+        ("blur", True in light, "A right metric with a lighter blur fails an assertion. Do not compare with one "
+         "implementation: assert what holds for every blur, with a score that any blur changes."),
+        ("asserts_nothing", len(missed) == len(faults), "No fault raises an AssertionError: is anything asserted?"),
+        *((mistake, True, faults[mistake][1]) for mistake in missed))
