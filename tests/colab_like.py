@@ -23,7 +23,6 @@ import shutil
 import sys
 import tempfile
 import time
-import tomllib
 from datetime import datetime
 from pathlib import Path
 
@@ -32,7 +31,11 @@ import papermill
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+sys.path.insert(0, str(NOTEBOOKS))
+from colab import notebooks, project  # noqa: E402  (a script beside the notebooks, not a package)
+
+REPO, VERSION = project()
+HOME = f"https://github.com/{REPO}"
 # What Colab has of dealkit's requirements, and the kernel; it lacks open_clip_torch and captum. Those with a version
 # are old on Colab and stay so: its interface is built on them.
 COLAB = ["accelerate", "filelock", "huggingface_hub", "ipykernel==6.17.1", "ipython==7.34.0", "ipywidgets==7.7.1",
@@ -70,10 +73,9 @@ def serve(folder: Path) -> dict[str, str]:
         raise SystemExit("The package is served through git: this needs a full clone (git fetch --unshallow).")
     copy = folder / "served.git"
     subprocess.run(["git", "clone", "--quiet", "--bare", str(ROOT), str(copy)], check=True)
-    subprocess.run(["git", "-C", str(copy), "tag", "--force", f"v{PROJECT['version']}"], check=True,
-                   stdout=subprocess.DEVNULL)
+    subprocess.run(["git", "-C", str(copy), "tag", "--force", f"v{VERSION}"], check=True, stdout=subprocess.DEVNULL)
     return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{copy.as_uri()}.insteadOf",
-            "GIT_CONFIG_VALUE_0": PROJECT["urls"]["Homepage"]}
+            "GIT_CONFIG_VALUE_0": HOME}
 
 
 def installed(python: Path) -> dict[str, str]:
@@ -123,9 +125,7 @@ def run(path: Path, folder: Path) -> dict:
 
 def choose(names: list[str]) -> list[Path]:
     """Our notebooks whose names below notebooks/ begin with one of `names`."""
-    kinds = ("[0-9][0-9]_*.ipynb", "exercises/[0-9][0-9]_*.ipynb", "solutions/[0-9][0-9]_*.ipynb", "snippets/*.ipynb")
-    paths = [path for kind in kinds for path in sorted(NOTEBOOKS.glob(kind))]
-    chosen = [path for path in paths if path.relative_to(NOTEBOOKS).as_posix().startswith(tuple(names))]
+    chosen = [path for path in notebooks() if path.relative_to(NOTEBOOKS).as_posix().startswith(tuple(names))]
     if not chosen:
         raise SystemExit(f"No notebook is called {' or '.join(names)}.")
     return chosen
@@ -160,7 +160,7 @@ def main() -> int:
         variables |= {name: nowhere for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
     else:                                                        # the download, before the clock starts
         wanted = [f"{name}=={before[name]}" for name in ("torch", "torchvision", "numpy")]
-        wanted.append(f"dealkit @ git+{PROJECT['urls']['Homepage']}@v{PROJECT['version']}")
+        wanted.append(f"dealkit @ git+{HOME}@v{VERSION}")
         subprocess.run([str(python), "-m", "pip", "download", "--quiet", "--dest", str(folder / "fetched"), *wanted],
                        check=True, env=os.environ | variables)
     kernel(folder, python, variables)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from matplotlib.colors import to_rgb
 from dealkit import plots
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+sys.path.insert(0, str(ROOT / "notebooks"))
+from colab import notebooks  # noqa: E402  (a script beside the notebooks, not a package)
+
+NOTEBOOKS = notebooks()
 # What the three kinds of dichromats see, on linear RGB: Machado, Oliveira and Fernandes (2009), severity 1.0.
 VISION = {
     "common": np.eye(3),

@@ -90,3 +90,15 @@ def test_glossary_is_in_order_and_complete():
     for wanted in ("saliency map", "attention relevance", "entanglement", "pointing game", "spurious correlation",
                    "dead map", "insertion fidelity", "worst group accuracy", "control"):
         assert any(wanted in key for key in keys), wanted
+
+
+def test_table_of_compatibility_is_dated_and_has_the_pins():
+    section = TEXT["README.md"].split("## Where it was run")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if re.match(r"\| \d{4}-\d\d-\d\d \|", line)]
+    assert len(rows) >= 3 and {re.search(r"\| 3\.(\d+)\.\d+ \|", row).group(1) for row in rows} >= {"11", "12", "13"}
+    pins = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+                if "==" in line and not line.startswith("#"))
+    (first,) = (row for row in rows if "open_clip" in row and "the pins" in row)
+    for shown, pin in {"torch": "torch", "torchvision": "torchvision", "open_clip": "open_clip_torch",
+                       "captum": "captum", "numpy": "numpy"}.items():
+        assert f" {shown} {pins[pin]}" in first, "pins have moved: run everything again and write a new row"

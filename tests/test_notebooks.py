@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import statistics
+import sys
 from pathlib import Path
 
 import nbformat
@@ -12,7 +13,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EVERY = sorted(path for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+sys.path.insert(0, str(ROOT / "notebooks"))
+from colab import notebooks  # noqa: E402  (a script beside the notebooks, not a package)
+
+EVERY = notebooks()
 SPINE = ["00_tour", "01_concept_extraction", "02_entanglement_diagnosis", "03_deal_finetuning", "04_ablations",
          "05_spurious_correlations", "06_what_cannot_be_trusted"]
 
