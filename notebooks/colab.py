@@ -23,8 +23,7 @@ BADGE = re.compile(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)")
 BEFORE = r"(github\.com/|\.com/github/|githubusercontent\.com/|codespaces\.new/|mybinder\.org/v2/gh/)"
 NAME = r"[\w-]+/[\w-]+(?:\.[\w-]+)*"                           # owner/name; a full stop at the end is not of the name
 TEXT = {".md", ".py", ".toml", ".yml", ".yaml", ".json", ".cff", ".ipynb", ".txt"}
-KINDS = ("[0-9][0-9]_*.ipynb", "exercises/[0-9][0-9]_*.ipynb", "solutions/[0-9][0-9]_*.ipynb",
-         "snippets/snippets.ipynb")
+OURS = re.compile(r"((exercises/|solutions/)?\d\d_[a-z_]+|snippets/snippets)\.ipynb")    # not 00_tour-Copy1.ipynb
 
 # It looks at versions, not only at whether an import works, and it never replaces what a running kernel has loaded.
 BOOTSTRAP = '''\
@@ -61,13 +60,16 @@ def files() -> list[Path]:
     hidden = {".git", ".venv", "build", "__pycache__", ".ipynb_checkpoints", ".pytest_cache"}
     paths = ([ROOT / line for line in listed.stdout.splitlines()] if listed.returncode == 0 else
              [path for path in ROOT.rglob("*") if not hidden & set(path.relative_to(ROOT).parts)])
-    return sorted((path for path in paths if path.suffix in TEXT and path.is_file()),
+    ours = notebooks()
+    return sorted((path for path in paths if path.suffix in TEXT and path.is_file()
+                   and (path.suffix != ".ipynb" or path in ours)),
                   key=lambda path: (path == ROOT / "pyproject.toml", path))
 
 
 def notebooks() -> list[Path]:
     """Our notebooks: the numbered ones, exercises, solutions and snippets, and not what a reader keeps beside them."""
-    return sorted(path for kind in KINDS for path in (ROOT / "notebooks").glob(kind))
+    folder = ROOT / "notebooks"
+    return sorted(path for path in folder.rglob("*.ipynb") if OURS.fullmatch(path.relative_to(folder).as_posix()))
 
 
 def addresses(text: str) -> set[str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import psutil
+from colab import notebooks
 from nbclient.exceptions import DeadKernelError
 from strip import write
 
@@ -65,8 +66,7 @@ def cores() -> int:
 
 def select(names: list[str]) -> list[Path]:
     """The notebooks whose names begin with one of `names`, in order; the numbered ones when there are no names."""
-    known = [path.relative_to(NOTEBOOKS).as_posix().removesuffix(".ipynb")
-             for path in sorted(NOTEBOOKS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
+    known = [path.relative_to(NOTEBOOKS).as_posix().removesuffix(".ipynb") for path in notebooks()]
     every = [name for name in known if "/" not in name]
     if not every:
         sys.exit(f"There are no notebooks in {NOTEBOOKS}.")

@@ -69,16 +69,19 @@ def test_moving_to_another_repository_and_back(tmp_path, new):
     copy = Path(shutil.copytree(ROOT, tmp_path / "copy", ignore=heavy))
     (copy / "notebooks" / "mine").mkdir()
     shutil.copy(copy / "notebooks" / "exercises" / "00_tour.ipynb", copy / "notebooks" / "mine" / "my_answers.ipynb")
+    shutil.copy(copy / "notebooks" / "exercises" / "00_tour.ipynb", copy / "notebooks" / "exercises" / "00_tour-Copy1.ipynb")
     (copy / ".DS_Store").write_bytes(b"\xff\xfe\x00")
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     move = [sys.executable, "-B", str(copy / "notebooks" / "colab.py"), "--repo"]
     subprocess.run([*move, new], check=True, capture_output=True)
-    texts = [path for path in before if path.suffix in colab.TEXT]
+    texts = [path for path in before if path.suffix in colab.TEXT and path.name not in ("my_answers.ipynb",
+                                                                                        "00_tour-Copy1.ipynb")]
     assert strays(texts, new) == set()
     cells = nbformat.read(copy / "notebooks" / "00_tour.ipynb", as_version=4).cells
     assert any(f"git+https://github.com/{new}@v{VERSION}" in cell.source for cell in cells)
     changed = [path for path, content in before.items() if path.read_bytes() != content]
     assert {"README.md", "pyproject.toml", "00_tour.ipynb"} <= {path.name for path in changed}
+    assert not {"my_answers.ipynb", "00_tour-Copy1.ipynb"} & {path.name for path in changed}
     subprocess.run([*move, REPO], check=True, capture_output=True)
     assert [path.name for path, content in before.items() if path.read_bytes() != content] == []
     wrong = subprocess.run([*move, "no-slash"], capture_output=True, text=True)

@@ -12,11 +12,11 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 sys.path.insert(0, str(ROOT / "notebooks"))
 from colab import notebooks  # noqa: E402  (a script beside the notebooks, not a package)
 
 EVERY = notebooks()
+PATHS = [path for path in EVERY if path.parent == ROOT / "notebooks"]
 SPINE = ["00_tour", "01_concept_extraction", "02_entanglement_diagnosis", "03_deal_finetuning", "04_ablations",
          "05_spurious_correlations", "06_what_cannot_be_trusted"]
 
